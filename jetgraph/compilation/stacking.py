@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
 from math import prod
@@ -26,11 +26,10 @@ from jetgraph.compilation.plan import (
     Visit,
 )
 from jetgraph.compilation.run import Run, towards
-from jetgraph.jets.recorded import Repeated
 from jetgraph.jets.registry import is_native
 from jetgraph.jets.series import Series
 
-LITTLE = 2**22
+LITTLE = 2**24
 """Bytes of inner values that go together, however little the results take. What is linear in directions gives as much
 as it takes: with all at once, twice the results would be there."""
 
@@ -40,7 +39,7 @@ class StackedRun(Run):
 
     def visit(self, visit: Visit) -> None:
         """All lanes of a visit, those together that fit."""
-        along: dict[Any, Repeated] = {}
+        along: dict[Any, Callable[[Tensor], Tensor]] = {}
         for lanes in self.batches(visit):
             self.pass_together(lanes, along) if len(lanes) > 1 else self.all_of(lanes[0])
 
@@ -79,7 +78,7 @@ class StackedRun(Run):
         value = self.plan.operations[one.value]
         return self.sources.group(value.direction) if isinstance(value, Along) else ()
 
-    def pass_together(self, lanes: Sequence[Lane], along: dict[Any, Repeated]) -> None:
+    def pass_together(self, lanes: Sequence[Lane], along: dict[Any, Callable[[Tensor], Tensor]]) -> None:
         """Lanes with one pass each, of one site and kind; `along` has the ways past it at a centre that all have."""
         numbers = [number for lane in lanes for number in lane.passes]
         passes = [operation for number in numbers if isinstance(operation := self.plan.operations[number], Pass)]
@@ -140,7 +139,9 @@ class StackedRun(Run):
                 self.read(index)
             self.made(lane.after[-1], row)
 
-    def _pass_at(self, centre: int, lanes: Sequence[Lane], passes: Sequence[Pass], along: dict[Any, Repeated]) -> None:
+    def _pass_at(
+        self, centre: int, lanes: Sequence[Lane], passes: Sequence[Pass], along: dict[Any, Callable[[Tensor], Tensor]]
+    ) -> None:
         """Directions past a site, at a centre that all have."""
         operations, first = self.plan.operations, passes[0]
         entering = [one.direction for at in passes if isinstance(one := operations[at.value], Along)]
@@ -160,7 +161,7 @@ class StackedRun(Run):
             along[key] = self.forward.pieces.along(region, self.values[centre], first.frozen)
         for one in passes:
             self.read(one.value)
-        (images,) = along[key](directions)
+        images = along[key](directions)
         del directions
         for lane, image in zip(lanes, images.unbind(), strict=True):
             self._passed_at(lane, image)

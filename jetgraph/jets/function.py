@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from jetgraph.errors import DomainError, InputError, StateError, TraceError, amount, check
+from jetgraph.errors import InputError, StateError, TraceError, amount, check
 from jetgraph.export.callables import Function, find, title, wrap_function
 from jetgraph.export.derivatives import takes_derivatives
 from jetgraph.export.fingerprint import is_watched, watched
@@ -18,12 +18,10 @@ from jetgraph.export.normal_form import normalise
 from jetgraph.export.process import alone, one_at_a_time
 from jetgraph.export.program import export_program, first_line, origin
 from jetgraph.export.watching import Watch
-from jetgraph.jets.captured import Captured
-from jetgraph.jets.domain import deferred, leave, looked_at_once
 from jetgraph.jets.draws import at_its_line, draws, is_random
 from jetgraph.jets.interpreter import evaluate, module_path, op_in_module
-from jetgraph.jets.recorded import Repeated
-from jetgraph.jets.recording import may_follow, recordable
+from jetgraph.jets.recorded import Routine
+from jetgraph.jets.recording import recordable
 from jetgraph.jets.registry import has_rule
 from jetgraph.jets.series import Series, check_order
 
@@ -125,16 +123,7 @@ class Taylor:
         # While another thread exports the module, its weights are stand-ins.
         with one_at_a_time():
             weights = self._program.values(self._module)
-        given = [recordable(x), recordable(v), *weights]
-        if may_follow():
-            return self._program.coefficients(order, *given)
-
-        def demanded() -> Tensor:
-            value, *checks = self._program.series(order)(given)
-            leave(checks)
-            return value
-
-        return looked_at_once(demanded, lambda: self._program.coefficients(order, *given))
+        return self._program.series(order)(recordable(x), recordable(v), *weights)
 
     def __repr__(self) -> str:
         shape, dtype, _ = self._kind
@@ -175,7 +164,7 @@ class _Program:
     """Pairs of names of one parameter, of which the program may read the first for both."""
     constants: Mapping[fx.Node, Tensor]
     """Those that the module has no name for, such as a tensor that its code makes."""
-    known: dict[int, Captured] = field(default_factory=dict)
+    known: dict[int, Routine] = field(default_factory=dict)
     """By order, what `series` gives."""
 
     @property
@@ -183,24 +172,18 @@ class _Program:
         """What is read besides x: what has names, then the constants."""
         return (*self.names, *self.constants)
 
-    def series(self, order: int) -> Captured:
-        """Of what `coefficients` takes: what it gives, and what is to be true for it, which nobody has looked at."""
+    def series(self, order: int) -> Routine:
+        """Of x, a direction and what is read besides, as of `values`: the coefficients up to an order, stacked."""
         if order not in self.known:
 
-            def run(*given: Tensor) -> tuple[Tensor, ...]:
-                with deferred(DomainError) as checks:
-                    value = self.coefficients(order, *given)
-                return value, *checks
+            def run(x: Tensor, v: Tensor, *weights: Tensor) -> Tensor:
+                values: dict[fx.Node, Any] = dict(zip(self.reads, weights, strict=True))
+                values[self.source] = Series.variate(x, v, order)
+                value = evaluate(self.nodes, values, order, keep=(self.result,))[self.result]
+                return (value if isinstance(value, Series) else Series.constant(value, order)).stacked()
 
-            self.known[order] = Captured(Repeated(run))
+            self.known[order] = Routine(run, self.nodes)
         return self.known[order]
-
-    def coefficients(self, order: int, x: Tensor, v: Tensor, *weights: Tensor) -> Tensor:
-        """Of x, a direction and what is read besides, as of `values`: the coefficients up to an order, stacked."""
-        values: dict[fx.Node, Any] = dict(zip(self.reads, weights, strict=True))
-        values[self.source] = Series.variate(x, v, order)
-        value = evaluate(self.nodes, values, order, keep=(self.result,))[self.result]
-        return (value if isinstance(value, Series) else Series.constant(value, order)).stacked()
 
     def values(self, module: nn.Module) -> list[Tensor]:
         """What is read besides x, as it is now: of each of `reads`.

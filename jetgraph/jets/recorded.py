@@ -10,13 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from jetgraph.errors import DomainError
+from jetgraph.jets.captured import Captured
 from jetgraph.jets.code import Script
+from jetgraph.jets.domain import deferred, leave, looked_at_once
 from jetgraph.jets.recording import is_followed, may_follow, written
+from jetgraph.jets.registry import Registration, find_rule
 
 _KINDS = 8
 """Kinds of arguments that are known of a function; the oldest goes first."""
@@ -58,6 +62,47 @@ class Repeated:
             results = self._function(*given)
         self._known[kind] = recorder.recorded(results) or self._function
         return results
+
+
+class Routine:
+    """A function of tensors that is kept for all calls, whose demands on centres are looked at together.
+
+    Parameters
+    ----------
+    function
+        Gives a tensor; all that may be another one in the next call is an argument.
+    nodes
+        What it evaluates. With a rule of somebody else, of which nobody knows what it decides by, it is called each
+        time.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], nodes: Sequence[fx.Node]) -> None:
+        self._function = function
+        self._targets = [node.target for node in nodes]
+        self._rules: list[Registration | None] = []
+        self._known = False
+        self._run = Captured(Repeated(self._with_demands))
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        # Rules may be replaced.
+        if (rules := [*map(find_rule, self._targets)]) != self._rules:
+            self._rules, self._run = rules, Captured(Repeated(self._with_demands))
+            self._known = all(each is None or each.rule.__module__.startswith("jetgraph.") for each in rules)
+        if not self._known or (may_follow() and any(map(is_followed, given))):
+            return self._function(*given)
+
+        def demanded() -> Tensor:
+            value, *checks = self._run(given)
+            leave(checks)
+            return value
+
+        return looked_at_once(demanded, lambda: self._function(*given))
+
+    def _with_demands(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """What the function gives, and what is to be true for it, which nobody has looked at."""
+        with deferred(DomainError) as checks:
+            value = self._function(*given)
+        return value, *checks
 
 
 def _are_plain(given: Sequence[Tensor]) -> bool:

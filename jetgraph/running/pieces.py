@@ -11,12 +11,18 @@ from torch import Tensor, fx
 from jetgraph.algebra.rules import Freeze
 from jetgraph.jets.fusion import Fusion
 from jetgraph.jets.interpreter import evaluate
-from jetgraph.jets.recorded import Repeated
+from jetgraph.jets.recorded import Routine
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.jets.totals import summed, total
 from jetgraph.running.alone import by_element
 from jetgraph.running.values import Values
 from jetgraph.structure.regions import Branch, Cut, Part, Region
+
+_KNOWN = "_jetgraph_along"
+"""Where a graph keeps what directions pass regions by."""
+
+_LIMIT = 64
+"""Ways past regions that a graph keeps; where there were more, it starts again."""
 
 Opened = dict[fx.Node, Any]
 """What the parts of a branch have in common, by node: the inner value that is dealt out to them, and what is held."""
@@ -82,10 +88,8 @@ class Pieces:
         memory = None if out is None else {region.exit: out}
         return evaluate(region.nodes, values, order, keep={region.exit}, frozen=frozen, out=memory)[region.exit]
 
-    def along(self, region: Region, centre: Tensor, frozen: Freeze | None) -> Repeated:
+    def along(self, region: Region, centre: Tensor, frozen: Freeze | None) -> Callable[[Tensor], Tensor]:
         """Directions t [n, *entry] ↦ A t [n, *exit], where f(h) = A h + b has its gates held at one centre.
-
-        It is for one batch of directions after the other, while the pass stays as it is.
 
         Parameters
         ----------
@@ -94,14 +98,12 @@ class Pieces:
         centre
             h, of the shape of the entry.
         """
-        self._values.need(region.side)
-
-        def along_one(direction: Tensor) -> Tensor:
-            return coefficient(self.through(region, Series.of_rows([centre, direction], 1), 1, frozen), 1)
-
-        # What does not depend on the direction is not batched, so it is computed once for all of a batch.
-        batched = torch.vmap(along_one)
-        return Repeated(lambda directions: (batched(directions),))
+        reads = self._reads(region, centre)
+        self._values.read_ahead(region.nodes)
+        side = {node: value for node, value in reads.items() if isinstance(value, Tensor) and node is not region.entry}
+        sizes = {node: value for node, value in reads.items() if not isinstance(value, Tensor)}
+        routine = _routine(region, frozen, tuple(side), sizes)
+        return lambda directions: routine(directions, centre, *side.values())
 
     def linear(self, region: Region, value: Tensor) -> Tensor:
         """The linear part of an affine region."""
@@ -219,6 +221,29 @@ class Pieces:
     def constant(self, cut: Cut, value: Tensor) -> Tensor:
         """What a split branch adds besides its parts; `value`, at its fork, gives no more than the shape."""
         return cut.fixed(self.open(cut, value), self.side(cut.region))
+
+
+def _routine(region: Region, frozen: Freeze | None, side: Sequence[fx.Node], sizes: dict[fx.Node, Any]) -> Routine:
+    """Of directions, a centre and values of the side: what `along` gives. The graph keeps it, whatever the pass."""
+
+    def along(directions: Tensor, centre: Tensor, *values: Tensor) -> Tensor:
+        read = {**sizes, **dict(zip(side, values, strict=True))}
+
+        def along_one(direction: Tensor) -> Tensor:
+            given = {**read, region.entry: Series.of_rows([centre, direction], 1)}
+            return coefficient(evaluate(region.nodes, given, 1, keep={region.exit}, frozen=frozen)[region.exit], 1)
+
+        # What does not depend on the direction is not batched, so it is computed once for all of a batch.
+        return torch.vmap(along_one)(directions)
+
+    known: dict[Any, Routine] = vars(region.exit.graph).setdefault(_KNOWN, {})
+    # One that is true is none that is 1.
+    key = region.entry, region.nodes, region.exit, frozen, tuple((node, repr(size)) for node, size in sizes.items())
+    if key not in known:
+        if len(known) >= _LIMIT:
+            known.clear()
+        known[key] = Routine(along, region.nodes)
+    return known[key]
 
 
 def own_reads(branch: Branch) -> tuple[fx.Node, ...]:

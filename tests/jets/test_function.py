@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import jetgraph as jg
 from jetgraph.errors import DomainError, InputError, MissingRuleError, TraceError
-from jetgraph.jets import function
+from jetgraph.jets import function, registry
 from tests.jets import definitions, oracle
 
 
@@ -533,3 +533,21 @@ def test_weights_are_read_at_each_call() -> None:
         same()
     module[2].weight = nn.Parameter(torch.randn(3, 5, dtype=torch.float64))
     same()
+
+
+def test_rules_that_are_replaced_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where what was done had been written down; and one of somebody else, whatever it decides by."""
+    monkeypatch.setattr(registry, "RULES", dict(registry.RULES))
+    x, v = torch.rand(2), torch.ones(2)
+
+    def rule(order: int, x: Any) -> Any:
+        sign = 1.0 if x.coefficient(0).tolist()[0] > 0 else -1.0
+        return x.like(x.coefficients * sign)
+
+    with torch.no_grad():
+        series = jg.taylor(torch.sin, x)
+        for _ in range(4):
+            torch.testing.assert_close(series(x, v, 1)[1], x.cos())
+        jg.register_rule(torch.ops.aten.sin.default, rule, kind="composite", replace=True)
+        for sign in (1, 1, 1, -1):
+            torch.testing.assert_close(series(sign * x, v, 1), torch.stack([x, sign * v]))

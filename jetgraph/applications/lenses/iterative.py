@@ -23,7 +23,7 @@ from torch import Tensor
 from jetgraph.algebra.rules import Scale
 from jetgraph.applications.cells import cell_graph
 from jetgraph.applications.lenses.choosing import chosen_orders
-from jetgraph.applications.lenses.compiled import lenses
+from jetgraph.applications.lenses.compiled import Lenses, lenses
 from jetgraph.applications.lenses.held import LensValues
 from jetgraph.applications.lenses.measuring import closed_radii
 from jetgraph.applications.lenses.pictures import check_figure, figure_of, room, thinned
@@ -227,14 +227,9 @@ def lens(
     known = lenses(one.graph, orders[-1], layers, scale, len(orders) == 1 and orders[0] > 0)
     places = None if position is None else _places(one.graph, given, shape, position)
     _check_size(known.points, orders, shape if places is None else (shape[0], 1, shape[2]))
-
-    def evaluated() -> tuple[PathValues, Tensor | None, Tensor]:
-        values = known.values(forward, places)
-        # Before the logits take the memory, and read of the device after they are made.
-        found = _radii(values, forward, known.points, scale, places) if orders[-1] else None
-        return values, found, jet_sums(known.expansion, values, [f"h{point}" for point in known.points], orders)
-
-    values, found, logits = on_one_chunk(lambda: looked_at_once(evaluated))
+    values, found, logits = on_one_chunk(
+        lambda: looked_at_once(lambda: _evaluated(known, forward, orders, scale, places))
+    )
     radii = None if found is None else torch.from_numpy(by_rows(found, (*shape[:-1], 1)[:2], stream_dims(one.graph)))
 
     def at(value: Tensor | None, dim: int = 1) -> Tensor | None:
@@ -258,6 +253,16 @@ def lens(
         features=is_features(one.graph, shape[-1]),
     )
     return made if target is None else made.of(target)
+
+
+def _evaluated(
+    known: Lenses, forward: Forward, orders: Sequence[int], scale: Scale, places: int | Tensor | None
+) -> tuple[PathValues, Tensor | None, Tensor]:
+    """The terms of lenses, radii of their points, and logits."""
+    values = known.values(forward, places)
+    # Before the logits take the memory, and read of the device after they are made.
+    found = _radii(values, forward, known.points, scale, places) if orders[-1] else None
+    return values, found, jet_sums(known.expansion, values, [f"h{point}" for point in known.points], orders)
 
 
 def _radii(
