@@ -193,7 +193,9 @@ class _Look:
     def _function(self, value: types.FunctionType) -> Any:
         """A function: its code, what is bound to it, and what its code reads of its file's names."""
         cells = [_held(cell) for cell in value.__closure__ or ()]
-        bound = [self.described(each) for each in (value.__defaults__, value.__kwdefaults__, cells, value.__dict__)]
+        # What torch has wrapped knows itself by a place in memory, which is another one in each process.
+        attributes = {name: each for name, each in value.__dict__.items() if not name.endswith("_id")}
+        bound = [self.described(each) for each in (value.__defaults__, value.__kwdefaults__, cells, attributes)]
         code, _ = _program(value.__code__)
         read = [[name, self._read(item)] for name, item in _read_by(value)]
         return [_code(value), code, bound, read]
