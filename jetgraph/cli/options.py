@@ -37,7 +37,7 @@ Model = Annotated[
 Prompts = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[PROMPT]...",
+        metavar="PROMPT",
         help="A text; the model is seen at its last token. @FILE takes it from a file, - from stdin. Of several, each "
         "is looked at by itself; a table holds all, and a picture or graph one: NAME.0.png, NAME.1.png, …. A model "
         "without a tokenizer takes none: its own example inputs are looked at, row by row.",
