@@ -175,8 +175,8 @@ class Reader:
         listed = prompts_of(texts)
         if self.other is not None:
             raise InputError(
-                f"{self.name} takes {self.other!r}, so it takes no prompt: look at it from Python, with its inputs by "
-                "name"
+                f"{self.name} takes {self.other!r}, so it takes no prompt: leave it out where example inputs came with "
+                "the model, or look at it from Python, with its inputs by name"
             )
         if not listed:
             raise InputError("there is no text to look at: give a prompt of a word or more")

@@ -15,7 +15,7 @@ from typing import Protocol, get_args, runtime_checkable
 from jetgraph.algebra.automaton import Automaton, Entry, Everything, TermGraph
 from jetgraph.algebra.dialects import parts_asked
 from jetgraph.algebra.grouping import Grouping
-from jetgraph.algebra.matching import nearest
+from jetgraph.algebra.matching import Aliases, nearest
 from jetgraph.algebra.outline import SINK, Outline, Split
 from jetgraph.algebra.passages import Passage, fault, passages
 from jetgraph.algebra.paths import Hop, Path
@@ -71,12 +71,13 @@ class Expansion:
         return passages(self.outline, self.rules, self.automaton)
 
     @cached_property
-    def names(self) -> Mapping[str, str]:
+    def names(self) -> Aliases:
         """Module paths by alias, of everything that a path may write: sources, then sites along the stream.
 
         A bias is made by a site's module but is not the site: it goes by its alias only, and has no path here.
         """
-        return _paths(self.entries) | {alias: passage.site.path for alias, passage in self.passages.items()}
+        paths = _paths(self.entries) | {alias: passage.site.path for alias, passage in self.passages.items()}
+        return Aliases(paths, {one.source.alias: one.source.kind for one in self.entries})
 
     @property
     def entries(self) -> tuple[Entry, ...]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from jetgraph.algebra.matching import named
+from jetgraph.algebra.matching import Aliases, named
 from jetgraph.errors import InputError, quoted
 
 Grouping = Literal["terms", "components", "blocks", "kinds"] | Mapping[str, str | Sequence[str]]
@@ -72,7 +72,7 @@ def grouped(
     if not isinstance(grouping, Mapping):
         key = {"components": lambda a: a, "blocks": block_of, "kinds": lambda a: kinds.get(a, a)}[grouping]
         return {alias: key(alias) for alias in aliases}
-    groups: dict[str, str] = {}
+    groups, names = dict[str, str](), Aliases(names, kinds)
     for group, patterns in grouping.items():
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             for alias in named(pattern, names, names, f"centres[{group!r}]: {pattern!r} matches no source and no site"):

@@ -11,13 +11,33 @@ from jetgraph.algebra.dialects import translated
 from jetgraph.algebra.outline import SINK
 from jetgraph.errors import QUOTED, SelectionError
 
+KINDS = ("embed", "context", "pos", "bias")
+"""Kinds of sources that are names too: what makes such a source, the model says."""
+
+
+class Aliases(dict[str, str]):
+    """Module paths by alias of what can be named, with the kinds of those that are sources of the model's.
+
+    Parameters
+    ----------
+    paths
+        Module paths by alias.
+    kinds
+        Kinds by alias, of others too.
+    """
+
+    def __init__(self, paths: Mapping[str, str], kinds: Mapping[str, str]) -> None:
+        super().__init__(paths)
+        self.kinds = {alias: kind for alias, kind in kinds.items() if alias in paths and kind in KINDS}
+
 
 def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
     """The aliases that a text stands for, out of all aliases with their module paths, in their order.
 
     An exact alias is that one alone, whatever the modules are called. Another text is a module path, or a glob over
     aliases and module paths; one that says `bias` alone means constants of sites (`L1.mlp.bias`). `output` is the sink.
-    What is neither may be a name of TransformerLens.
+    What is neither may be a name of TransformerLens, or the kind of sources, all of which it then stands for: of a
+    BERT, whose positions and types of tokens have names of their own, `pos` means both.
 
     Raises
     ------
@@ -27,6 +47,8 @@ def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
 
     >>> matching("L1.mlp", {"L0.mlp": "L1.mlp", "L1.mlp": "L2.mlp"}), matching("L?.mlp", {"L0.mlp": "L1.mlp"})
     (['L1.mlp'], ['L0.mlp'])
+    >>> matching("pos", Aliases({"place": "", "type": "", "embed": ""}, {"place": "pos", "type": "pos"}))
+    ['place', 'type']
     """
     pattern = SINK if pattern == "output" and SINK in names else pattern
     if pattern in names:
@@ -47,6 +69,8 @@ def matching(pattern: str, names: Mapping[str, str]) -> list[str]:
     aliases = {*by_alias, *by_path}
     if not aliases and (other := translated(pattern)) is not None:
         return matching(other, names)
+    if not aliases and isinstance(names, Aliases):
+        aliases = {alias for alias, kind in names.kinds.items() if kind == pattern}
     return [alias for alias in names if alias in aliases]
 
 

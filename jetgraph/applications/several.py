@@ -47,7 +47,7 @@ class Several(Result, Generic[Each]):
 
     @property
     def title(self) -> str:
-        return f"{self.model}: {self.of} of {amount(len(self.each), 'prompt')}, each by itself"
+        return f"{self.model}: {self.of} of {amount(len(self.each), 'input')}, each by itself"
 
     @property
     def note(self) -> str:
@@ -92,7 +92,7 @@ class Several(Result, Generic[Each]):
     def _repr_html_(self) -> str:
         shown = (one._repr_html_() for one in self.each[:PRINTED])
         more = f"<p>… {len(self.each) - PRINTED} more</p>" if len(self.each) > PRINTED else ""
-        return f"<p><b>{amount(len(self.each), 'prompt')}, each by itself</b></p>{''.join(shown)}{more}"
+        return f"<p><b>{amount(len(self.each), 'input')}, each by itself</b></p>{''.join(shown)}{more}"
 
 
 def _joined(
@@ -145,9 +145,9 @@ def each_prompt(
         No prompt, or what the model cannot read.
     """
     if isinstance(inputs, list | tuple):
-        alone = [row for one in one_by_one(inputs) for row in _rows(subject, subject.inputs(one))]
+        alone = [row for one in one_by_one(inputs) for row in each_row(subject, subject.inputs(one))]
     else:
-        alone = _rows(subject, subject.inputs(inputs))  # type: ignore[arg-type]
+        alone = each_row(subject, subject.inputs(inputs))  # type: ignore[arg-type]
         if len(alone) == 1:
             return look(alone[0])
     return Several(subject.graph.title, of, tuple(map(look, alone)))
@@ -169,11 +169,16 @@ def of_one(found: Each | Several[Each]) -> Each:
     return found
 
 
-def _rows(subject: Subject, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Inputs of several rows one by one: what has as many rows as the first input is cut, the rest is for all."""
+def each_row(subject: Subject, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Inputs of several rows one by one: what has as many rows as the first input is cut, the rest is for all.
+
+    Rows that some input has as columns too, as a graph's nodes in the matrix of its edges, are no inputs by themselves.
+    """
     shapes, main = subject.graph.traced.input_shapes, inputs.get(subject.first_input)
     sizes = shapes[subject.first_input]
     if main is None or not _has_rows(main) or main.dim() != len(sizes) or not isinstance(sizes[0], str):
+        return [inputs]
+    if any(sizes[0] in shape[1:] for shape in shapes.values()):
         return [inputs]
     # A mask may have one row for all, so that its rows are of a size of their own; what begins with positions has none.
     along = [

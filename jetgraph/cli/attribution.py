@@ -97,7 +97,7 @@ def _classes_of(texts: Sequence[str] | None) -> str | dict[str, str]:
 )
 def spectrum(
     model: options.Model,
-    prompts: options.Prompts,
+    prompts: options.Prompts = None,
     by: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,7 +135,7 @@ def spectrum(
         "position": options.position_of(position or "last"),
     }
     loaded, inputs, graph = terminal.read(model, texts)
-    given["tokenizer"] = loaded.tokenizer
+    given = terminal.reading(loaded, given)
     with terminal.working("summing paths"):
         sums = terminal.of_each(graph, "spectra", inputs, lambda one: jg.spectrum(graph, one, **given))
     terminal.show(
@@ -143,7 +143,7 @@ def spectrum(
         outputs,
         rows=rows,
         columns=("class", "value", "share", "paths"),
-        note=f"{options.where(position)}; classes add up to Σ, and cancel where Σ|class| is larger",
+        note=f"{terminal.where(graph, position)}classes add up to Σ, and cancel where Σ|class| is larger",
         json=json,
     )
 
@@ -156,7 +156,7 @@ def spectrum(
 )
 def attribute(
     model: options.Model,
-    prompts: options.Prompts,
+    prompts: options.Prompts = None,
     target: options.Targets = None,
     versus: options.Versus = None,
     position: options.Position = None,
@@ -187,14 +187,15 @@ def attribute(
     given = _given(target, versus, position, heads, split, rules, memory)
     given |= {"positions": not no_positions, "scores": scores or None}
     loaded, inputs, graph = terminal.read(model, texts)
+    given = terminal.reading(loaded, given)
 
     def attributed(one: Any) -> Any:
-        pruned = jg.attribute(graph, one, tokenizer=loaded.tokenizer, **given).prune(nodes, edges)
+        pruned = jg.attribute(graph, one, **given).prune(nodes, edges)
         return pruned.paths(paths) if paths else pruned
 
     with terminal.working("attributing"):
         found = terminal.of_each(graph, "paths" if paths else "attributions", inputs, attributed)
-    edges_first = f"{options.where(position)}, most influential edges first; rest is what was cut"
+    edges_first = f"{terminal.where(graph, position)}most influential edges first; rest is what was cut"
     note = "largest value first" if paths else edges_first
     terminal.show(found, outputs, rows=rows, note=note, json=json)
 
@@ -207,7 +208,7 @@ def attribute(
 )
 def faithfulness(
     model: options.Model,
-    prompts: options.Prompts,
+    prompts: options.Prompts = None,
     target: options.Targets = None,
     versus: options.Versus = None,
     position: options.Position = None,
@@ -261,9 +262,10 @@ def faithfulness(
         "sizes": SIZES if shares is None else shares,
     }
     loaded, inputs, graph = terminal.read(model, texts)
+    given = terminal.reading(loaded, given)
 
     def ablated(one: Any) -> Any:
-        every = jg.attribute(graph, one, positions=not no_positions, tokenizer=loaded.tokenizer, **given)
+        every = jg.attribute(graph, one, positions=not no_positions, **given)
         return jg.faithfulness(every.prune(nodes, edges), **how)
 
     with terminal.working("attributing and ablating"):
@@ -279,7 +281,7 @@ def faithfulness(
 )
 def rank(
     model: options.Model,
-    prompts: options.Prompts,
+    prompts: options.Prompts = None,
     target: options.Targets = None,
     versus: options.Versus = None,
     position: options.Position = None,
@@ -304,8 +306,8 @@ def rank(
     given = _given(target, versus, position, heads, split, rules, memory)
     given |= {"top": top, "at_least": at_least, "positions": positions, "signs": signs}
     loaded, inputs, graph = terminal.read(model, texts)
-    given["tokenizer"] = loaded.tokenizer
+    given = terminal.reading(loaded, given)
     with terminal.working("ranking paths"):
         ranked = terminal.of_each(graph, "rankings", inputs, lambda one: jg.rank(graph, one, **given))
-    note = f"{options.where(position)}, largest absolute value first"
+    note = f"{terminal.where(graph, position)}largest absolute value first"
     terminal.show(ranked, outputs, rows=rows, note=note, json=json)

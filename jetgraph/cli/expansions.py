@@ -41,7 +41,6 @@ def _centres_of(texts: list[str]) -> list[Any] | dict[str, Any]:
 )
 def jet_expand(
     model: options.Model,
-    prompts: options.Prompts,
     at: Annotated[
         str,
         typer.Option(
@@ -51,6 +50,7 @@ def jet_expand(
             show_default=False,
         ),
     ],
+    prompts: options.Prompts = None,
     centre: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,7 +89,7 @@ def jet_expand(
         "split": options.split_of(split),
     }
     loaded, inputs, graph = terminal.read(model, texts)
-    given["tokenizer"] = loaded.tokenizer
+    given = terminal.reading(loaded, given)
     with terminal.working("expanding"):
         found = terminal.of_each(graph, "jet expansions", inputs, lambda one: jg.jet_expand(graph, one, **given))
     note = "the largest first, over all positions; δ is what is left"

@@ -23,7 +23,7 @@ PANEL = "Interventions"
 )
 def ablate(
     model: options.Model,
-    prompts: options.Prompts,
+    prompts: options.Prompts = None,
     select: options.Select = None,
     heads: options.Heads = False,
     split: options.Splits = None,
@@ -58,7 +58,7 @@ def ablate(
     if mean and not corrupt:
         raise InputError("--mean is taken over other prompts: give them by --corrupt")
     others = [options.prompt_of(text) for text in corrupt or ()]
-    pairs = list(zip(texts, _others(others, len(texts), mean), strict=True))
+    corrupting = _others(others, max(1, len(texts)), mean)
     loaded, inputs, graph = terminal.read(model, texts, others)
     given: dict[str, Any] = {
         "scale": scale,
@@ -66,21 +66,23 @@ def ablate(
         "target": token,
         "position": options.position_of(position or "last"),
         "split": how,
-        "tokenizer": loaded.tokenizer,
     }
+    given = terminal.reading(loaded, given)
+    # With others, the graph was traced on all of them, and says what goes with a prompt, such as a mask.
+    pairs = list(zip(texts, corrupting, strict=True)) if others else [(one, None) for one in inputs]
 
     def ablated(pair: tuple[Any, Any]) -> Any:
         return jg.ablate(graph, select or None, pair[0], corrupt=pair[1], **given)
 
     with terminal.working("ablating"):
-        ablation = terminal.of_each(graph, "ablations", pairs if others else [(one, None) for one in inputs], ablated)
+        ablation = terminal.of_each(graph, "ablations", pairs, ablated)
     features = "predicted_distance" in ablation.columns()
     means = "distance is ‖ablated − output‖ / ‖output‖" if features else "kl is KL(model ‖ ablated) in nats"
     terminal.show(
         ablation,
         outputs,
         rows=rows,
-        note=f"{options.where(position)}, largest change first; {means}",
+        note=f"{terminal.where(graph, position)}largest change first; {means}",
         json=json,
     )
 
@@ -188,7 +190,7 @@ def patch(
         patching,
         outputs,
         rows=rows,
-        note=f"{options.where(position)}, largest effect first",
+        note=f"{terminal.where(graph, position)}largest effect first",
         json=json,
     )
 
@@ -200,7 +202,7 @@ def patch(
 )
 def patterns(
     model: options.Model,
-    prompts: options.Prompts,
+    prompts: options.Prompts = None,
     branches: Annotated[
         list[str] | None,
         typer.Option(
@@ -220,7 +222,7 @@ def patterns(
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
     loaded, inputs, graph = terminal.read(model, texts)
-    given: dict[str, Any] = {"branches": branches or None, "tokenizer": loaded.tokenizer}
+    given = terminal.reading(loaded, {"branches": branches or None})
     with terminal.working("reading patterns"):
         attention = terminal.of_each(
             graph, "attention patterns", inputs, lambda one: jg.attention_patterns(graph, one, **given)

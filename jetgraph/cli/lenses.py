@@ -47,7 +47,7 @@ Followed = Annotated[
         "--target",
         "-t",
         metavar="TOKEN",
-        help='A token to follow (" the", or #42 by id): its rank, probability and logit.',
+        help='A token to follow (" the", #42 by id; without a tokenizer a class, 3): its rank, probability, logit.',
         show_default=False,
     ),
 ]
@@ -64,7 +64,7 @@ app.add_typer(transports, name="transport", rich_help_panel=PANEL)
 )
 def lens(
     model: options.Model,
-    prompts: options.Prompts,
+    prompts: options.Prompts = None,
     order: Order = "0",
     tolerance: options.Tolerance = None,
     layers: options.Layers = None,
@@ -95,7 +95,7 @@ def lens(
         "position": options.position_of(position),
     }
     loaded, inputs, graph = terminal.read(model, texts)
-    given["tokenizer"] = loaded.tokenizer
+    given = terminal.reading(loaded, given)
     with terminal.working("computing lenses"):
         decoded = terminal.of_each(graph, "lenses", inputs, lambda one: jg.lens(graph, one, **given))
     terminal.show(decoded, outputs, rows=rows, json=json)
@@ -107,7 +107,7 @@ def lens(
 )
 def joint_lens(
     model: options.Model,
-    prompts: options.Prompts,
+    prompts: options.Prompts = None,
     order: Order = "1",
     tolerance: options.Tolerance = None,
     plain: options.Plain = False,
@@ -129,7 +129,7 @@ def joint_lens(
         "target": None if target is None else options.token_of(target),
     }
     loaded, inputs, graph = terminal.read(model, texts)
-    given["tokenizer"] = loaded.tokenizer
+    given = terminal.reading(loaded, given)
     with terminal.working("computing the joint lens"):
         joint = terminal.of_each(graph, "joint lenses", inputs, lambda one: jg.joint_lens(graph, one, **given))
     terminal.show(joint, outputs, rows=rows, json=json)
@@ -346,7 +346,7 @@ def _written(transport: Transport, output: pathlib.Path, json: bool) -> None:
 )
 def transport_lens(
     model: options.Model,
-    prompts: options.Prompts,
+    prompts: options.Prompts = None,
     file: Fitted = None,
     tail: Annotated[Tail, typer.Option(help="The fitted map; or the prompt's own, frozen or as a jet.")] = Tail.mean,
     order: Annotated[int, typer.Option("--order", "-k", min=1, help="Of --tail jet.")] = 1,
@@ -369,7 +369,7 @@ def transport_lens(
         "target": None if target is None else options.token_of(target),
     }
     loaded, inputs, graph = terminal.read(model, texts)
-    given["tokenizer"] = loaded.tokenizer
+    given = terminal.reading(loaded, given)
     with terminal.working("computing lenses"):
         decoded = terminal.of_each(
             graph, "transport lenses", inputs, lambda one: jg.transport_lens(graph, one, file, **given)

@@ -35,11 +35,12 @@ Model = Annotated[
 ]
 
 Prompts = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        metavar="PROMPT...",
+        metavar="PROMPT",
         help="A text; the model is seen at its last token. @FILE takes it from a file, - from stdin. Of several, each "
-        "is looked at by itself; a table holds all, and a picture or graph one: NAME.0.png, NAME.1.png, ….",
+        "is looked at by itself; a table holds all, and a picture or graph one: NAME.0.png, NAME.1.png, …. A model "
+        "without a tokenizer takes none: its own example inputs are looked at, row by row.",
         show_default=False,
     ),
 ]
@@ -160,7 +161,8 @@ Target = Annotated[
         "--target",
         "-t",
         metavar="TOKEN",
-        help='The token whose logit is told (" the", or #42 by id). \\[default: the model\'s top token]',
+        help='The token whose logit is told (" the", or #42 by id); without a tokenizer, a class by number (3). '
+        "\\[default: the model's top token]",
         show_default=False,
     ),
 ]
@@ -171,7 +173,8 @@ Targets = Annotated[
         "--target",
         "-t",
         metavar="TOKEN",
-        help='The token whose logit is told (" the", or #42 by id); may be given again. '
+        help='The token whose logit is told (" the", or #42 by id); without a tokenizer, a class (3). '
+        "May be given again. "
         "\\[default: the top tokens that hold 95 %, by their probability]",
         show_default=False,
     ),
@@ -253,14 +256,17 @@ def prompt_of(text: str) -> Any:
     return _said(text if held is None else held)
 
 
-def prompts_of(texts: Sequence[str]) -> list[Any]:
+def prompts_of(texts: Sequence[str] | None) -> list[Any]:
     """What prompts on the command line stand for; with `--lines` each line of a file, or of stdin, for one.
 
     Raises
     ------
     InputError
-        `--lines` without a file or stdin, or none of their lines holds a text.
+        `--lines` without a file or stdin, none of their lines holds a text, or `--chat` without a prompt.
     """
+    texts = texts or ()
+    if _chat.get() and not texts:
+        raise InputError("--chat is for prompts, and none was given: say what the user says")
     if not _lines.get():
         return list(map(prompt_of, texts))
     held = [_held(text) for text in texts]
@@ -362,15 +368,6 @@ Position = Annotated[
         show_default=False,
     ),
 ]
-
-
-def where(text: str | None) -> str:
-    """What `--position` stands for, as it is told above a table.
-
-    >>> where(None), where("0")
-    ('at the last position', 'at position 0')
-    """
-    return "at the last position" if text in (None, "last", "-1") else f"at position {text}"
 
 
 def integers_of(text: str, option: str) -> tuple[int, ...]:
@@ -476,6 +473,17 @@ def token_of(text: str) -> int | str:
     (' the', 42)
     """
     return int(text[1:]) if text[:1] == "#" and _NUMBER.fullmatch(text[1:]) else text
+
+
+def classes_of(target: Any) -> Any:
+    """Targets of a model without a tokenizer, which no text can be: a whole number is the number of a class.
+
+    >>> classes_of(" 3"), classes_of(["3", 42]), classes_of(("3", "cat")), classes_of(None)
+    (3, [3, 42], (3, 'cat'), None)
+    """
+    if isinstance(target, list | tuple):
+        return type(target)(map(classes_of, target))
+    return int(target) if isinstance(target, str) and _NUMBER.fullmatch(target.strip()) else target
 
 
 def targets_of(texts: Sequence[str] | None, versus: str | None) -> Any:

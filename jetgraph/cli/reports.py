@@ -22,9 +22,7 @@ def report(
     model: options.Model,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[PROMPT]...", help="Texts to look at; @FILE takes one from a file.", show_default=False
-        ),
+        typer.Argument(metavar="PROMPT", help="Texts to look at; @FILE takes one from a file.", show_default=False),
     ] = None,
     other: Annotated[
         str | None,

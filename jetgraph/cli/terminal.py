@@ -81,11 +81,55 @@ def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]
 def read(
     name: str, prompts: Sequence[Any], others: Sequence[Any] = ()
 ) -> tuple[Loaded, list[dict[str, Any]], ResidualGraph]:
-    """Load a model by name, read each prompt as inputs, and trace it; the graph takes others too, of any length."""
+    """Load a model by name, read each prompt as inputs, and trace it; the graph takes others too, of any length.
+
+    Without a prompt, a model that reads no texts is looked at on the example inputs that came with it, row by row.
+
+    Raises
+    ------
+    InputError
+        No prompt for a model that reads texts, or for one that came without inputs.
+    """
     loaded = load(name)
+    if not prompts:
+        return _read_examples(loaded, others)
     inputs = list(map(loaded.inputs, prompts))
     tell_prompts(loaded, *inputs)
     return loaded, inputs, trace(loaded, loaded.inputs([*prompts, *others]) if others else inputs[0])[0]
+
+
+def _read_examples(loaded: Loaded, others: Sequence[Any]) -> tuple[Loaded, list[dict[str, Any]], ResidualGraph]:
+    """The same without a prompt."""
+    from jetgraph.applications.several import each_row
+    from jetgraph.applications.subject import Subject
+
+    if loaded.tokenizer is not None:
+        raise InputError(f"{loaded.name} reads texts, and there is none: give a PROMPT")
+    if not loaded.example:
+        raise InputError(
+            f"{loaded.name} came without inputs and without a tokenizer, so there is nothing to look at it on: name "
+            "package.module:factory that makes (model, inputs), or for texts a tokenizer with --tokenizer and a PROMPT"
+        )
+    if others:
+        raise InputError(f"{loaded.name} has no tokenizer, so it takes no other prompts")
+    graph, _ = trace(loaded, dict(loaded.example))
+    rows = each_row(Subject(graph, None, loaded), dict(loaded.example))
+    _said.set("\n".join(_said_of_example(row, number, len(rows)) for number, row in enumerate(rows)))
+    return loaded, rows, graph
+
+
+def _said_of_example(inputs: Mapping[str, Any], number: int, of: int) -> str:
+    """What a row of example inputs is, as it is told above a table."""
+    shapes = (f"{name} {list(value.shape)}" for name, value in inputs.items() if hasattr(value, "shape"))
+    return f"its own example inputs{f', row {number} of {of}' if of > 1 else ''}: {', '.join(shapes)}"
+
+
+def reading(loaded: Loaded, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What an application is given, with the tokenizer; where there is none, the number of a class is a target."""
+    read = {**given, "tokenizer": loaded.tokenizer}
+    if loaded.tokenizer is None and "target" in read:
+        read["target"] = options.classes_of(read["target"])
+    return read
 
 
 def of_each(
@@ -110,6 +154,13 @@ def said_of_prompt(loaded: Loaded, inputs: Mapping[str, Any]) -> str:
     from jetgraph.prompts import said_of
 
     return said_of(loaded.tokenizer, next(iter(inputs.values()))[0].tolist())
+
+
+def where(graph: ResidualGraph, position: str | None) -> str:
+    """How a table's note begins: what `--position` stands for, and nothing where the output has no positions."""
+    if len(graph.traced.output.meta["shape"]) < 3:
+        return ""
+    return "at the last position, " if position in (None, "last", "-1") else f"at position {position}, "
 
 
 # Files

@@ -116,9 +116,10 @@ def from_factory(name: str, options: Options) -> Loaded:
         example = model.example if example is None else example
     if isinstance(model, ResidualGraph):
         graph = moved(model, options)
-        return Loaded(name, Replay(graph), tokenizer_of(None, options, tokenizer), graph=graph)
+        named = _moved(_by_name(name, graph.traced.positional, example), options)
+        return Loaded(name, Replay(graph), tokenizer_of(None, options, tokenizer), graph=graph, example=named)
     module = wrap_function(model)
-    return _placed(name, module, _by_name(name, module, example), tokenizer, options)
+    return _placed(name, module, _by_name(name, positional_names(module), example), tokenizer, options)
 
 
 def _parts(name: str, made: Any) -> tuple[Any, Any, Any]:
@@ -137,12 +138,11 @@ def _parts(name: str, made: Any) -> tuple[Any, Any, Any]:
     return model, example, tokenizer
 
 
-def _by_name(name: str, module: nn.Module, example: Any) -> dict[str, Any] | None:
+def _by_name(name: str, names: Sequence[str], example: Any) -> dict[str, Any] | None:
     """Example inputs by the names that the model has for them."""
     if example is None or isinstance(example, Mapping):
         return None if example is None else dict(example)
     listed = [example] if isinstance(example, Tensor) else example
-    names = positional_names(module)
     if not isinstance(listed, Sequence) or len(listed) > len(names):
         raise LoadError(
             f"the example inputs of {name} are {quoted(example)}, and the model takes {', '.join(names) or 'none'}: "
@@ -154,8 +154,12 @@ def _by_name(name: str, module: nn.Module, example: Any) -> dict[str, Any] | Non
 def _placed(name: str, module: nn.Module, example: dict[str, Any] | None, tokenizer: Any, options: Options) -> Loaded:
     with one_line(name):
         module = module.to(device=options.torch_device, dtype=options.type).eval()
-    moved = example and {key: _put(value, options.torch_device, options.type) for key, value in example.items()}
-    return Loaded(name, module, tokenizer_of(None, options, tokenizer), example=moved)
+    return Loaded(name, module, tokenizer_of(None, options, tokenizer), example=_moved(example, options))
+
+
+def _moved(example: dict[str, Any] | None, options: Options) -> dict[str, Any] | None:
+    """Example inputs where the weights are, and of their type."""
+    return example and {key: _put(value, options.torch_device, options.type) for key, value in example.items()}
 
 
 def _put(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.applications.comparing.walking import short_name
+from jetgraph.applications.several import each_row
 from jetgraph.applications.subject import Inputs, Model, Subject, one_by_one, subject
 from jetgraph.errors import MissingRuleError, amount, check
 from jetgraph.export.precision import own_types
@@ -153,16 +154,9 @@ def _example(model: Model, subject: Subject) -> list[Inputs]:
         return []
     if len(traced.output.meta["shape"]) not in (2, 3):
         return []
-    tensors = {name: value for name, value in model.example.items() if isinstance(value, Tensor) and value.dim()}
-    number = next(map(len, tensors.values()), 0)
-    # A trace for one number of inputs takes no other.
-    open_sizes = all(isinstance(traced.input_shapes[name][0], str) for name in tensors if name in traced.input_shapes)
-    return [{name: _first(value, number) for name, value in model.example.items()}] if number == 1 or open_sizes else []
-
-
-def _first(value: Any, number: int) -> Any:
-    """Of a batch of this number of inputs, the first."""
-    return value[:1] if isinstance(value, Tensor) and value.dim() and len(value) == number else value
+    rows, main = each_row(subject, dict(model.example)), model.example.get(subject.first_input)
+    # What is one for all, or a trace for one number of inputs, cannot be cut into inputs by themselves.
+    return [rows[0]] if isinstance(main, Tensor) and main.dim() and len(rows) == len(main) else []
 
 
 def _title(subject: Subject) -> str:

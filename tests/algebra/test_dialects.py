@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM
 
 import jetgraph as jg
 from jetgraph.algebra.dialects import parts_asked, points_called, translated
-from jetgraph.algebra.matching import matching, nearest
+from jetgraph.algebra.matching import Aliases, matching, nearest
 from jetgraph.algebra.outline import JoinStep, MapStep, Outline, Site, Source
 
 
@@ -59,6 +62,62 @@ def test_a_name_of_the_model_comes_first() -> None:
     assert matching("unembed", names) == ["logits"]
     assert matching("blocks.7.mlp", names) == []
     assert translated("blocks.1.hook_resid_post") is None
+
+
+def test_a_kind_of_sources_is_a_name_where_nothing_has_it() -> None:
+    kinds = {"place": "pos", "type": "pos", "embed": "embed", "L0.mlp": "mlp", "L0.mlp.bias": "bias", "L0.attn": "atom"}
+    names = Aliases(dict.fromkeys(kinds, ""), kinds)
+    for theirs in ("pos", "pos_embed", "hook_pos_embed"):
+        assert matching(theirs, names) == ["place", "type"]
+    assert matching("bias", names) == ["L0.mlp.bias"]
+    # Kinds of sites and of what an expansion makes are no names, nor are globs over kinds.
+    assert not any(matching(text, names) for text in ("mlp", "atom", "context", "po?"))
+    # What has the name comes first: an alias, a module, the end of a module's name by a glob.
+    assert matching("pos", Aliases({**names, "pos": ""}, {**kinds, "pos": "pos"})) == ["pos"]
+    assert matching("pos", Aliases({**names, "place": "pos"}, kinds)) == ["place"]
+
+
+class Placed(nn.Module):
+    """Two tables that depend on no input, and the input, before one branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.rows, self.columns = nn.Embedding(7, 4), nn.Embedding(9, 4), nn.Embedding(9, 4)
+        self.mlp, self.head = nn.Linear(4, 4), nn.Linear(4, 7)
+
+    def forward(self, ids):
+        places = torch.arange(ids.shape[1])
+        x = self.tokens(ids) + self.rows(places) + self.columns(places // 2)
+        return self.head(x + torch.tanh(self.mlp(x)))
+
+
+def test_positions_of_several_tables_are_meant_by_their_kind() -> None:
+    bert = BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=8,
+    )  # fmt: skip
+    ids = torch.arange(8).view(2, 4) % 7
+    for model, own in (
+        (Placed(), ("rows", "columns")),
+        (BertForMaskedLM(bert), ("position_embeddings", "token_type_embeddings")),
+    ):
+        graph = jg.trace(model.eval(), ids)
+        frozen = jg.expand(graph, recipe="frozen")
+        both = jg.select(frozen, "pos_embed > **")
+        assert both.count() == sum(jg.select(frozen, f"{name} > **").count() for name in own) > 2
+        assert {path.source.alias for path in both} == {*own}
+        removed = jg.ablate(graph, "pos > ** > logits", ids[:1])
+        assert {effect.path.split(" > ")[0] for effect in removed.effects} == {*own, "together"}
+        patched = jg.patch(graph, ids[:1], ids[1:], senders="pos", receivers="logits")
+        assert {*patched.columns()["sender"]} == {*own}
+        groups = jg.expand(graph, order=0, centres={"where": "pos"}), jg.expand(graph, order=0, centres={"where": own})
+        assert groups[0].counts() == groups[1].counts()
+        weights = jg.expand(graph, weights={"pos": 3.0}), jg.expand(graph, weights=dict.fromkeys(own, 3.0))
+        first = next(alias for alias in weights[0].passages if not alias.endswith("bias"))
+        for name in ("embed", *own):
+            assert weights[0].centre_weight(first, name) == weights[1].centre_weight(first, name)
+        at = jg.jet_expand(graph, ids[:1], at=first, centres=["pos", "embed"], order=0)
+        assert {name.split(" > ")[0] for name in at.terms} >= {*own, "embed"}
 
 
 def test_a_branch_that_is_called_a_head_is_no_part() -> None:

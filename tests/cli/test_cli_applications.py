@@ -659,24 +659,19 @@ def test_of_several_prompts_each_is_looked_at_by_itself(command, tmp_path, monke
     """Under its tokens; a table has all of them, as each has its own, and a picture or graph one."""
     monkeypatch.chdir(tmp_path)
     pathlib.Path("p.txt").write_text("Raise\n\nthe\n", encoding="utf-8")
-
-    def columns(*prompts: str) -> dict[str, list]:
-        return json.loads(succeed(*command.split(), "demo", *prompts, *SEVERAL[command], "--json"))["columns"]
-
-    printed = succeed(
-        *command.split(), "demo", "@p.txt", "--lines", *SEVERAL[command], *("-o", "a.csv", "-o", "a.png", "--rows", 2)
-    )
+    pictures = ["-o", "a.png"] if command in ("lens", "rank") else []
+    written = ("-o", "a.csv", *pictures, "--rows", 2)
+    printed = succeed(*command.split(), "demo", "@p.txt", "--lines", *SEVERAL[command], *written)
     texts = [text for text in printed.splitlines() if "no token is put before it" in text]
     assert [text.split()[0] for text in texts] == ["3", "1"]
-    alone = [columns("Raise"), columns("the")]
-    both = columns("Raise", "the")
-    numbers = [number for number, one in enumerate(alone) for _ in next(iter(one.values()))]
-    assert both.pop("example") == numbers
-    assert both == {name: [*alone[0][name], *alone[1][name]] for name in alone[0] if name != "example"}
-    rows = csv.DictReader(pathlib.Path("a.csv").read_text(encoding="utf-8").splitlines())
-    assert [int(row["example"]) for row in rows] == numbers
-    assert all(pathlib.Path(f"a.{number}.png").read_bytes().startswith(PNG) for number in (0, 1))
-    assert not pathlib.Path("a.png").exists()
+    succeed(*command.split(), "demo", "the", *SEVERAL[command], "-o", "b.csv")
+    both, alone = read("a.csv"), read("b.csv")
+    numbers = [row.pop("example") for row in both]
+    assert numbers == ["0"] * (len(both) - len(alone)) + ["1"] * len(alone)
+    assert both[-len(alone) :] == [{name: row[name] for name in both[0]} for row in alone]
+    assert both[: len(alone)] != both[-len(alone) :]
+    made = {file.name for file in tmp_path.iterdir()} - {"p.txt", "a.csv", "b.csv"}
+    assert made == ({"a.0.png", "a.1.png"} if pictures else set())
 
 
 def test_of_several_prompts_each_has_its_graph_and_its_other_prompt(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from torch import Tensor
 from jetgraph.algebra.dialects import points_called
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.grouping import block_of
-from jetgraph.algebra.matching import matching, nearest
+from jetgraph.algebra.matching import Aliases, matching, nearest
 from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import select
@@ -119,7 +119,8 @@ class Naming:
         blocks: dict[str, list[str]] = {}
         for alias in sources:
             blocks.setdefault(block_of(alias), []).append(alias)
-        aliases = matching(text, {alias: self._components.names.get(alias, "") for alias in sources})
+        names = self._components.names
+        aliases = matching(text, Aliases({alias: names.get(alias, "") for alias in sources}, names.kinds))
         if text == "components" and not aliases:
             aliases = list(sources)
         if not aliases:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from jetgraph.algebra.matching import matching, named
+from jetgraph.algebra.matching import Aliases, matching, named
 from jetgraph.algebra.outline import SINK
 from jetgraph.applications.interventions.network import Network
 from jetgraph.errors import InputError, SelectionError, quoted
@@ -79,7 +79,10 @@ def ports(wanted: Names, aliases: Collection[str], network: Network, *, receivin
 
 def _named(name: str, text: str, aliases: Collection[str], network: Network, receiving: bool) -> Iterator[Port]:
     outline = network.graph.outline
-    paths = {one.alias: one.path for one in (*outline.sources, *outline.sites())}
+    paths = Aliases(
+        {one.alias: one.path for one in (*outline.sources, *outline.sites())},
+        {one.alias: one.kind for one in outline.sources},
+    )
     asked = _OPERAND.fullmatch(name)
     if asked is None or matching(name, paths):
         yield from map(Port, named(name, paths, aliases, f"{quoted(text)} matches no component"))
