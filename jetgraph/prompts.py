@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from jetgraph.errors import FileError, InputError, amount, check, quoted
+from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_file, read_text
 
 Prompts = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -156,6 +157,7 @@ class Reader:
     other: str | None = None
     """The input that the model takes in place of token ids."""
 
+    @own_types()
     def read(self, texts: Prompts, side: str | None = None) -> Batch:
         """Token ids of texts; shorter ones are padded on the side that the tokenizer says, or on another.
 

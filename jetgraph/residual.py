@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from jetgraph.algebra.outline import Outline, Split
 from jetgraph.errors import InputError, StateError, TraceError
 from jetgraph.export.callables import find, title, wrap_function
+from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import stage, waited_for
 from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.forward import Forward
@@ -36,6 +37,7 @@ Traceable = nn.Module | torch.export.ExportedProgram | Callable[..., Any]
 """What `trace` takes for a model."""
 
 
+@own_types()
 def trace(
     model: Traceable,
     /,
@@ -232,10 +234,12 @@ class ResidualGraph:
             )
         return replace(self, structure=split(self.structure, how), parts=how)
 
+    @own_types()
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The model's output, replayed from the stages."""
         return self.run(*args, **kwargs).replay()
 
+    @own_types()
     def run(self, *args: Any, **kwargs: Any) -> Forward:
         """A forward pass on these inputs, evaluated on demand, with the model's weights as they are now.
 

@@ -233,8 +233,10 @@ def test_a_graph_knows_what_its_model_takes() -> None:
 
 
 def test_what_was_loaded_is_traced_as_its_name_is() -> None:
-    loaded = load("demo")
     ids = torch.tensor([[5, 9, 17]])
+    with torch.device("meta"):  # which a caller may have as a default: a model is where device= says
+        loaded = load("demo")
+        assert {loaded.model.lm_head.weight.device.type, loaded.inputs()["input_ids"].device.type} == {"cpu"}
     for one in (jg.trace(loaded), jg.trace(loaded, input_ids=ids), jg.trace(loaded, inputs={"input_ids": ids})):
         assert repr(one) == repr(jg.trace("demo"))
     for arguments, options, told in (

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import pytest
+import torch
 
 import jetgraph as jg
 from jetgraph.applications.subject import TokenWarning, encode_token
@@ -84,6 +85,8 @@ def test_a_prompt_says_what_it_became(loaded: Any) -> None:
     assert begun.startswith("8 tokens, begins with '<|endoftext|>': ")
     assert begun.endswith(" … 'ue'")
     assert said_of(None, ids) == ""
+    with torch.device("meta"):
+        assert loaded.inputs(["Raise Value", "R"])["attention_mask"].sum(1).tolist() == [7, 1]
 
 
 def test_tokens_by_text(loaded: Any, recwarn: pytest.WarningsRecorder) -> None:

@@ -159,7 +159,7 @@ class PathValues:
     @property
     def total(self) -> Tensor:
         """Σ terms."""
-        return self.combine(torch.ones(len(self.hidden)))
+        return self.combine(torch.ones(len(self.hidden), device="cpu"))
 
     def combine(
         self,

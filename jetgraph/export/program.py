@@ -25,7 +25,7 @@ from jetgraph.export.decompositions import decomposed
 from jetgraph.export.derivatives import own_derivatives
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.lean import without_what_others_need
-from jetgraph.export.precision import own_types
+from jetgraph.export.precision import callers_device, own_types
 from jetgraph.export.process import alone, torch_silent, without_stacks
 from jetgraph.export.questions import bounded_questions
 
@@ -35,7 +35,7 @@ def ordinary_operators() -> Iterator[None]:
     """Run without gradients, without the caller's autocast, and without the fused inference path of
     `nn.TransformerEncoder`, which is one opaque operator.
     """
-    with alone(), torch.no_grad(), own_types():
+    with alone(), torch.no_grad(), own_types(), callers_device():
         torch.backends.mha.set_fastpath_enabled(False)
         yield
 

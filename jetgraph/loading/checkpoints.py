@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from jetgraph.errors import JetGraphError, LoadError, MissingExtraError, quoted
+from jetgraph.export.precision import own_types
 from jetgraph.loading.lazy import lazy, refuse_packed, stored_weights
 from jetgraph.loading.loaded import Loaded
 from jetgraph.loading.quiet import CheckpointWarning, one_line, quiet
@@ -22,6 +23,7 @@ from jetgraph.prompts import check_tokenizer
 from jetgraph.tracing.trace import canonical
 
 
+@own_types()
 def load_checkpoint(name: str, location: str, options: Options) -> Loaded:
     """The model of a checkpoint, called `name`; `location` is what `from_pretrained` reads.
 

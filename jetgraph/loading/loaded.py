@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from jetgraph.errors import InputError, TraceError, check
+from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_folder
 from jetgraph.loading.facts import Facts
 from jetgraph.loading.known import Known, Record
@@ -157,6 +158,7 @@ class Loaded:
             self.known.keep(self.model, inputs, graph)
         return replace(graph, title=f"{self.short_name} ({graph.title})") if self.is_named else graph
 
+    @own_types()
     def inputs(self, prompt: Prompts | None = None, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Inputs made from a prompt, or several; without one, example inputs of the kind that the model takes.
 

@@ -1,5 +1,5 @@
-"""Types: terms take those of the points that they pass, whatever the branches compute in, and no autocast around a call
-changes a number.
+"""Types: terms take those of the points that they pass, whatever the branches compute in, and neither an autocast nor a
+default device around a call changes a number.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import jetgraph as jg
-from jetgraph.export.precision import own_types
+from jetgraph.export.precision import callers_device, own_types
 
 IDS = torch.arange(10).view(2, 5) % 7
+CENTRE, TOWARDS = torch.ones(1, 4), torch.eye(4)[:1]
 
 
 class Block(nn.Module):
@@ -140,9 +141,10 @@ AROUND: dict[str, Callable[[jg.ResidualGraph, Model], Any]] = {
     "joint lens": lambda graph, model: jg.joint_lens(graph, IDS).to_dataframe().to_csv(),
     "ablate": lambda graph, model: jg.ablate(graph, "L1.mlp > logits", IDS).to_dataframe().to_csv(),
     "patch": lambda graph, model: jg.patch(graph, IDS, IDS.flip(1), receivers="logits").to_dataframe().to_csv(),
+    "attribute": lambda graph, model: jg.attribute(graph, IDS[:1]).prune(nodes=0.5).to_dataframe().to_csv(),
     "ngrams": lambda graph, model: jg.ngrams(graph, "embed > L0.mlp > logits", top=2).to_dataframe().to_csv(),
     "trace": lambda graph, model: str(jg.trace(model, IDS).check),
-    "jet": lambda graph, model: jg.jet(model.blocks[0], torch.ones(1, 4), torch.eye(4)[:1], 2).tolist(),
+    "jet": lambda graph, model: jg.jet(model.blocks[0], CENTRE, TOWARDS, 2).tolist(),
 }
 
 
@@ -153,11 +155,30 @@ def plain() -> tuple[jg.ResidualGraph, Model]:
 
 
 @pytest.mark.parametrize("name", AROUND)
-def test_autocast_around_a_call_changes_nothing(name: str, plain: tuple[jg.ResidualGraph, Model]) -> None:
+def test_what_is_around_a_call_changes_nothing(name: str, plain: tuple[jg.ResidualGraph, Model]) -> None:
     expected = AROUND[name](*plain)
+    with torch.device("meta"):
+        assert AROUND[name](*plain) == expected
+        assert torch.get_default_device() == torch.device("meta")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert AROUND[name](*plain) == expected
         assert torch.is_autocast_enabled("cpu")
+
+
+class Placed(Block):
+    """Code that makes a tensor without saying where."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.mlp(x + torch.arange(4))
+
+
+def test_code_of_a_model_makes_tensors_where_its_caller_has_them_made() -> None:
+    with torch.device("meta"):
+        assert jg.trace(nn.Sequential(Placed(), Placed()).eval(), torch.ones(2, 4)).traced.meta
+        with own_types():
+            assert torch.ones(1).device.type == "cpu"
+            with callers_device():
+                assert torch.ones(1).is_meta
 
 
 def test_own_types_is_undone_after_an_error() -> None:

@@ -23,6 +23,7 @@ from jetgraph.applications.results import Cell, Result, Table
 from jetgraph.compilation.along import along
 from jetgraph.compilation.flows import Flows
 from jetgraph.errors import InputError, amount, check
+from jetgraph.export.precision import own_types
 from jetgraph.layout.blocks import block_of
 from jetgraph.layout.laying_out import lay_out
 
@@ -157,6 +158,7 @@ class Attribution(Result):
         names = ("name", "alias", "path", "kind", "role", "position", "token", "flow", "influence")
         return {name: [getattr(node, name) for node in self.nodes] for name in names}
 
+    @own_types()
     def prune(self, nodes: float = 0.8, edges: float = 0.98) -> Attribution:
         """The smallest graph of the most influential nodes and edges.
 
@@ -288,6 +290,7 @@ class Attribution(Result):
             "parallel": int(any(lands[name] in beside for name in lands if ".attn" in name and ".bias" not in name)),
         }
 
+    @own_types()
     def figure(self) -> Figure:
         """Nodes by position and depth, as large as their influence; edges as wide, red where they take away.
 

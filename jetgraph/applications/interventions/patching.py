@@ -139,6 +139,7 @@ class Patching(Result):
         figure.suptitle(f"{self.model}: {self.what}, by direct path", fontsize=10, parse_math=False)
         return figure
 
+    @own_types()
     def _by_position(self, effects: Tensor, totals: Tensor, sizes: Tensor) -> Figure:
         """Senders by component and position: a map for each of the receivers of the largest effect, and of all ways."""
         from matplotlib.figure import Figure

@@ -112,8 +112,8 @@ class JointLens(Result):
         a target, its rank, probability and centred logit by a component alone, and what the component gives to the
         centred logit of all, come after these.
         """
-        batch, length, number = self.weights.shape
-        counted = torch.ones(batch, length, dtype=torch.bool) if self.counted is None else self.counted
+        number = self.weights.shape[-1]
+        counted = torch.ones_like(self.remainder, dtype=torch.bool) if self.counted is None else self.counted
         index = [(row, i) for row, i in counted.nonzero().tolist() for _ in range(number)]
 
         def spread(values: Tensor) -> list[float]:
@@ -212,7 +212,7 @@ class JointLens(Result):
         if not self.positions:
             heads = [f"input {i}" for i in range(columns)]
         elif self.ids is None:
-            heads = [str(i) for i in torch.arange(self.weights.shape[1])[kept].tolist()]
+            heads = [str(i) for i in np.arange(self.weights.shape[1])[kept].tolist()]
         else:
             heads = [short_text(token_text(self.tokenizer, index)) for index in self.ids[row][kept].tolist()]
         figure = Figure(figsize=(2.8 + max(3.0, 0.5 * columns), 2.6 + 0.27 * number), layout="constrained")

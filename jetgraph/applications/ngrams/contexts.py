@@ -52,7 +52,7 @@ class Numbering:
                 f"{amount(CELL_BUDGET // columns, 'row', ',')} or fewer"
             )
         for first in range(start, total, rows):
-            yield torch.arange(first, min(first + rows, total))
+            yield torch.arange(first, min(first + rows, total), device="cpu")
 
     def numbered(self, rows: Tensor, contexts: Contexts | None = None) -> Tensor:
         """The contexts [rows, n-1] of these numbers [rows].
@@ -78,7 +78,7 @@ class Numbering:
 
     def first(self, rows: int) -> Tensor:
         """As many contexts of token 0 alone."""
-        return torch.zeros(rows, self.n - 1, dtype=torch.long)
+        return torch.zeros(rows, self.n - 1, dtype=torch.long, device="cpu")
 
     def checked(self, contexts: Tensor) -> Tensor:
         """The contexts as they are.

@@ -19,8 +19,9 @@ from jetgraph.residual import ResidualGraph
 def filling(name: str, length: int, distance: int) -> Tensor:
     """Values of an input besides the token ids, [1, length], for contexts without padding."""
     if name == "position_ids":
-        return torch.arange(length)[None] * distance
-    return torch.ones(1, length, dtype=torch.long) if name == "attention_mask" else torch.zeros(1, length).long()
+        return torch.arange(length, device="cpu")[None] * distance
+    value = 1 if name == "attention_mask" else 0
+    return torch.full((1, length), value, dtype=torch.long, device="cpu")
 
 
 def fitting(model: Model | Subject, tokenizer: Any | None, n: int, distance: int) -> Subject:

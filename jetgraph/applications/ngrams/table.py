@@ -27,6 +27,7 @@ from jetgraph.applications.readout import token_text
 from jetgraph.applications.subject import Model, Subject
 from jetgraph.compilation.snapshot import Snapshot
 from jetgraph.errors import BudgetError, InputError, check, quoted, renamed
+from jetgraph.export.precision import own_types
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.memory import allowed, is_accelerator
@@ -58,7 +59,8 @@ class PathTable:
     are read. Through an attention site, and only there, a matters: `embed > L0.attn.head3 > logits` is what head 3
     alone writes at b: norm of E[a] and E[b], queries of b, softmax over the two keys, their values through OV, then
     the decoder. The embedding of b itself is another path. No learned positions take part; rotary and relative
-    positions are those of two tokens that stand `distance` apart.
+    positions are those of two tokens that stand `distance` apart; a window of attention counts the tokens of a context,
+    and so hides neither of the two.
 
     Parameters
     ----------
@@ -95,6 +97,7 @@ class PathTable:
     """
 
     @renamed(paths="path")
+    @own_types()
     def __init__(
         self,
         model: Model | Subject,
@@ -145,6 +148,7 @@ class PathTable:
     # Values
 
     @torch.no_grad()
+    @own_types()
     def logits(self, contexts: Tensor) -> Tensor:
         """Logits [rows, vocabulary] of the next token after each of the contexts [rows, n-1], in the model's dtype.
 
