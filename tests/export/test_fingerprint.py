@@ -163,6 +163,15 @@ def test_functions_of_one_name_are_told_apart() -> None:
     assert first != second
 
 
+@pytest.mark.parametrize("wrap", [torch.compiler.disable, torch.no_grad()])
+def test_wrapping_a_function_again_does_not_change_it(wrap: Callable[[Any], Any]) -> None:
+    """Where the wrapper lies in memory is another place in each process."""
+    inner = settled
+    first, second = wrap(inner), wrap(inner)
+    assert first is not second
+    assert fingerprint(first) == fingerprint(second) is not None
+
+
 def test_values_of_weights_do_not_change_it() -> None:
     model = Residual().eval()
     before = fingerprint(model)
