@@ -114,7 +114,8 @@ def _weighed(leaf: fx.Node) -> list[_Multiple]:
     if not factors or not _is_add(node) or len(node.users) > 1:
         return [_Multiple(leaf, ())]
     found = [_of_value(inner) for inner in _leaves(node)]
-    if any(each is None for each in found):
+    # Without its mean, a value is centred, as norms do it, and no sum of two.
+    if any(each is None or not _is_full(each.value, node) for each in found):
         return [_Multiple(leaf, ())]
     return [_Multiple(each.value, (*each.factors, *factors)) for each in found if each is not None]
 

@@ -124,6 +124,35 @@ def test_other_sums_stay_as_they_are(spelling: Callable[[Block, Tensor], Tensor]
     assert [join.kind for join in graph.joins if not join.depth] == kinds * 2
 
 
+@pytest.mark.parametrize("along", [-1, 1, (1, 2)])
+@pytest.mark.parametrize("divides", [True, False])
+def test_a_value_without_its_mean_stays_one(along: Any, divides: bool) -> None:
+    """Of norms by hand, with a weight, though value and mean are read again for the deviation; the sum of embeddings
+    that they read is where the stream starts.
+    """
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.places, self.f = nn.Embedding(9, WIDTH), nn.Embedding(4, WIDTH), nn.Linear(WIDTH, WIDTH)
+            self.weight, self.bias = nn.Parameter(torch.rand(WIDTH)), nn.Parameter(torch.rand(WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.embed(x) + self.places.weight
+            mean = h.mean(along, keepdim=True)
+            variance = (h - mean).pow(2).mean(along, keepdim=True) + 1e-7
+            centred = h - mean
+            h = self.weight * (centred / variance.sqrt() if divides else centred * variance.rsqrt()) + self.bias
+            return h + torch.tanh(self.f(h))
+
+    graph = jg.trace(Normed().eval(), x=torch.randint(0, 9, (2, 4)), dynamic=False)
+    assert [(source.alias, source.path) for source in graph.outline.sources[:2]] == [
+        ("embed", "embed"),
+        ("pos", "places.weight"),
+    ]
+    assert len(graph.joins) == 1
+
+
 def pooled_difference(block: Block, h: Tensor) -> Tensor:
     """What is taken away gave the sum its shape."""
     one = h + torch.tanh(h.mean(1, keepdim=True))
