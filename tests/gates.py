@@ -48,18 +48,16 @@ class Gate:
     function: Function
     affine: bool = False
     """Affine in h, u being affine in it."""
-    everywhere: bool = True
-    """It has a Taylor series wherever it has a value; else a jet may refuse a centre."""
 
 
 GATES: list[Gate] = []
 
 
-def gate(affine: bool = False, everywhere: bool = True) -> Callable[[Function], Function]:
+def gate(affine: bool = False) -> Callable[[Function], Function]:
     """Enter a function into the table under its own name."""
 
     def enter(function: Function) -> Function:
-        GATES.append(Gate(function.__name__, function, affine, everywhere))
+        GATES.append(Gate(function.__name__, function, affine))
         return function
 
     return enter
@@ -126,7 +124,7 @@ def any_position(u, h, w):
     return torch.where((u > 1).any(-1, keepdim=True), u, -u)
 
 
-@gate(everywhere=False)
+@gate()
 def nan_is_mended(u, h, w):
     root = torch.sqrt(u)
     return torch.where(torch.isnan(root), torch.zeros_like(u), root + u)

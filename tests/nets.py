@@ -224,7 +224,7 @@ class GateBranch(nn.Module):
 
     def __init__(self, choose: Choose, width: int, out: int, smooth: bool) -> None:
         super().__init__()
-        self.gate: Gate = choose([gate for gate in GATES if gate.everywhere])
+        self.gate: Gate = choose(GATES)
         self.norm, self.up = Norm(choose, width), nn.Linear(width, 4)
         self.weights, self.down = Weights(4), nn.Linear(4, out, bias=False)
 

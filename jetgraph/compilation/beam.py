@@ -97,6 +97,8 @@ class _Growing:
     operations: list[Operation]
     work: list[Work]
     links: list[tuple[int, ...]] = field(default_factory=list)
+    results: tuple[int, ...] = ()
+    """Which values these are is not known before its end."""
 
     def waiting(self) -> list[int]:
         return []

@@ -59,7 +59,7 @@ class StackedRun(Run):
             largest = max(prod(self.forward.shape(node)) * node.meta["dtype"].itemsize for node in inside)
             passes = [one for lane in lanes if isinstance(one := self.plan.operations[lane.passes[0]], Pass)]
             alike = self._held_at(passes) is not None
-            room = min(self.memory, max(LITTLE, self._kept // 2)) if alike else self.memory
+            room = min(self.memory, max(LITTLE, self._kept // 2)) if alike and self._kept else self.memory
             number = max(1, room // max(3 * largest * (1 if alike else order + 1), 1))
             # Of what is computed together no part is left for another stack, where there is room for all of it.
             whole = groupby(lanes, self._group) if alike else ((None, [lane]) for lane in lanes)
@@ -67,7 +67,7 @@ class StackedRun(Run):
 
     @cached_property
     def _kept(self) -> int:
-        """Bytes of all results."""
+        """Bytes of all results; none of a plan that is still being made."""
         exit = self.model.graph.structure.decoder.nonlinear.exit
         return len(self.plan.results) * prod(self.forward.shape(exit)) * exit.meta["dtype"].itemsize
 

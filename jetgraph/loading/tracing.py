@@ -59,11 +59,11 @@ def trace(model: Traceable | Loaded | str | os.PathLike[str], /, *args: Any, **k
                 f"{name}={quoted(kwargs[name])} is of models, and {quoted(named)} is the name of one: trace "
                 "jetgraph.load_model(name).model"
             )
-    if args:
-        raise InputError(f"the inputs of {named} go by name, such as input_ids=..., or are left out")
     options = {name: kwargs.pop(name) for name in _LOADING if name in kwargs}
     if not isinstance(model, Loaded):
         model = load_model(model, **options)
     elif options:
         raise InputError(f"{', '.join(options)}: {named} is loaded already; give options to jetgraph.load_model")
+    if args:
+        raise InputError(f"the inputs of {model.name} go by name, such as input_ids=..., or are left out")
     return model.trace(kwargs.pop("inputs", {}) | kwargs or model.inputs())
