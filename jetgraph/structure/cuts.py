@@ -211,7 +211,7 @@ def _cut_at(
         varying |= (added and bool(others)) or (constant and scaled)
         constant |= added or biased
         held |= others | ({whole_of(node)} if node in whole else set())
-    before = _needed(region, {u, *held})
+    before = needed(region, {u, *held})
     kind = "none" if not constant else "varying" if varying else "fixed"
     return Cut(region, u, axes, tuple(carried), before, frozenset(held), frozenset(whole), kind, frozenset(factors))
 
@@ -228,13 +228,13 @@ def _above(exit: fx.Node, moving: Mapping[fx.Node, frozenset[fx.Node]], u: fx.No
     return tuple(node for node in moving if node in above and node is not u)
 
 
-def _needed(region: Region, wanted: set[fx.Node]) -> tuple[fx.Node, ...]:
+def needed(region: Region, wanted: Collection[fx.Node]) -> tuple[fx.Node, ...]:
     """The nodes of the region that compute these values, in execution order."""
-    needed: set[fx.Node] = set()
+    found: set[fx.Node] = set()
     for node in reversed(region.nodes):
-        if node in wanted or any(user in needed for user in node.users):
-            needed.add(node)
-    return tuple(node for node in region.nodes if node in needed)
+        if node in wanted or any(user in found for user in node.users):
+            found.add(node)
+    return tuple(node for node in region.nodes if node in found)
 
 
 def _normalises(node: fx.Node, dependent: Collection[fx.Node]) -> bool:

@@ -7,7 +7,7 @@ A head is no name and no reshape: dimensions are followed from the attention pro
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -15,7 +15,7 @@ from torch import fx
 from jetgraph.errors import JetGraphError
 from jetgraph.jets.interpreter import op_in_module
 from jetgraph.jets.registry import bind, nodes_in
-from jetgraph.structure.cuts import carry, find_neurons
+from jetgraph.structure.cuts import carry, find_neurons, needed
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
 from jetgraph.structure.kinds import attention_products
 from jetgraph.structure.operators import is_mixing
@@ -112,7 +112,7 @@ def _at_place(region: Region, product: fx.Node, start: fx.Node, place: Cut) -> C
     if place.node not in made:
         return None
     # What a norm behind it divides by is held: that it takes the mean over some heads alone sets none of them apart.
-    way = {place.node, *place.carried, *_above(place.node, made)}
+    way = {*needed(region, {place.node}), *place.carried}
     after = tuple(node for node in region.nodes if node in way and node in made and node is not product)
     dimensions, factors = _head_factors(replace(place, node=product, carried=after), start)
     reached = dimensions.get(place.node)
@@ -237,16 +237,6 @@ def _roles(product: fx.Node, start: fx.Node) -> tuple[list[int], list[int]]:
         for one in (1 - pattern, pattern)
     ]
     return alone[0], alone[1]
-
-
-def _above(node: fx.Node, among: Collection[fx.Node]) -> set[fx.Node]:
-    """Those of some nodes that another one is computed from."""
-    found, stack = set[fx.Node](), [node]
-    while stack:
-        new = {read for read in stack.pop().all_input_nodes if read in among} - found
-        found |= new
-        stack += new
-    return found
 
 
 def _made_from(start: fx.Node) -> set[fx.Node]:
