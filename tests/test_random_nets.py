@@ -37,19 +37,23 @@ BY_HAND = 8
 """Terms of an expansion that are worked out by hand, where it has more."""
 
 
-def taylor(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tensor:
-    """The coefficient of t^order in f(x + t v), by nested forward mode."""
+def taylor(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> list[Tensor]:
+    """The coefficients of t^0 to t^order in f(x + t v), by nested forward mode, which has the lower ones on its way."""
 
-    def along(t: Tensor) -> Tensor:
-        return f(x + t * v)
+    def along(t: Tensor) -> tuple[Tensor, ...]:
+        return (f(x + t * v),)
 
     for _ in range(order):
-        along = _derivative(along)
-    return along(torch.zeros((), dtype=x.dtype)) / math.factorial(order)
+        along = _with_derivative(along)
+    return [value / math.factorial(n) for n, value in enumerate(along(torch.zeros((), dtype=x.dtype)))]
 
 
-def _derivative(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda t: torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]
+def _with_derivative(f: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    def further(t: Tensor) -> tuple[Tensor, ...]:
+        values, slopes = torch.func.jvp(f, (t,), (torch.ones_like(t),))
+        return *values, slopes[-1]
+
+    return further
 
 
 def linear(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -187,8 +191,8 @@ class ByHand:
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(nudge), dtype=x.dtype)
             x = x + 1e-13 * noise
         x, v = self.towards(hop.alias, rule, x, weight, self.points[step - 1])
-        orders = range((hop.order or 0) + 1) if hop.together else (hop.order or 0,)
-        x = torch.stack([taylor(function, x, v, order) for order in orders]).sum(0)
+        found = taylor(function, x, v, hop.order or 0)
+        x = torch.stack(found).sum(0) if hop.together else found[-1]
         return step, x, 1.0 if rule.weights == "unit" else 1 / self.incoming(step - 1)
 
     def towards(self, alias: str, rule: jg.Jet, x: Tensor, weight: float, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -357,15 +361,24 @@ def made_of(net: Net) -> set[str]:
 @functools.cache
 def covering() -> tuple[tuple[int, bool], ...]:
     """Few nets, by seed and whether they are smooth, in which everything comes that does in many: the net that has most
-    of what is missing, each time. That it is smooth, and so expanded further, counts as one thing more.
+    of what is missing for what it costs, each time, and in the end only those that none of the others makes up for. That
+    it is smooth, and so expanded further, counts as one thing more.
     """
     every = [(seed, smooth) for smooth in (True, False) for seed in range(CANDIDATES)]
-    made = {one: made_of(drawn_net(*one)[0]) for one in every}
+    nets = {one: drawn_net(*one)[0] for one in every}
+    made = {one: made_of(net) for one, net in nets.items()}
+    # Half of what a net takes goes with its number of steps, about.
+    price = {one: math.sqrt(1 + len(net.steps)) for one, net in nets.items()}
     missing, chosen = set[str]().union(*made.values()), list[tuple[int, bool]]()
     while missing:
         useful = (one for one in made if made[one] & missing)
-        chosen.append(max(useful, key=lambda one: len(made[one] & missing) + one[1]))
+        chosen.append(max(useful, key=lambda one: (len(made[one] & missing) + one[1]) / price[one]))
         missing -= made[chosen[-1]]
+    often = Counter(thing for one in chosen for thing in made[one])
+    for one in [*chosen]:
+        if all(often[thing] > 1 for thing in made[one]):
+            chosen.remove(one)
+            often.subtract(made[one])
     return tuple(chosen)
 
 
