@@ -253,6 +253,3 @@ _FORMATS: dict[str, tuple[Callable[[nx.MultiDiGraph], bytes], Callable[[bytes], 
 
 GRAPHS = tuple(suffix for suffix in _FORMATS if suffix.count(".") == 1)
 """Suffixes of graph files."""
-
-OTHERS = tuple(suffix for suffix in _FORMATS if suffix.count(".") > 1)
-"""Ends of names of files for other programs, of which each is a JSON of its own."""

@@ -41,6 +41,10 @@ class Written(nn.Module):
         if self.how == "sink":
             scores = q @ k.transpose(-1, -2)
             return self.out(torch.cat([scores, scores[..., :1] * 0 + 0.3], dim=-1).softmax(-1)[..., :-1] @ v)
+        if self.how == "slots":
+            # Queries compete for the keys, of which each is shared out, and are given their sums.
+            pattern = (k @ q.transpose(-1, -2)).softmax(-1)
+            return self.out(pattern.transpose(-1, -2) @ v)
         if self.how == "gated":
             return self.out(F.scaled_dot_product_attention(q, k, v) * torch.sigmoid(self.gate(hg)))
         if self.how == "linear":
@@ -54,6 +58,7 @@ class Written(nn.Module):
         ("keys first", ("q", "k", "v")),
         ("einsum", ("q", "k", "v")),
         ("sink", ("q", "k", "v")),
+        ("slots", ("q", "k", "v")),
         ("gated", ("q", "k", "v", "past")),
         ("linear", None),
         ("one value", None),
