@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -108,14 +109,19 @@ def by_hand(net: Net, graph: jg.ResidualGraph, ids: Tensor, order: int, width: i
     return {text: net.head(value) for text, value in end}
 
 
+@functools.cache
+def traced_net(shape: str) -> tuple[Net, Tensor, jg.ResidualGraph]:
+    net, ids = Net(shape).double().eval(), torch.tensor([[1, 5, 3], [0, 2, 8]])
+    return net, ids, jg.trace(net, ids, dynamic=False)
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 50])
 @pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("shape", ["chain", "parallel", "post norm", "long"])
 @torch.no_grad()
 def test_a_beam_by_hand(shape: str, order: int, width: int) -> None:
     """The same terms under the same names, whichever are the largest, and the same remainder."""
-    net, ids = Net(shape).double().eval(), torch.tensor([[1, 5, 3], [0, 2, 8]])
-    graph = jg.trace(net, ids)
+    net, ids, graph = traced_net(shape)
     expansion = jg.expand(graph, order, recipe="beam", width=width, weights="uniform", scale="none")
     values = jg.compile(expansion)(ids)
     expected = by_hand(net, graph, ids, order, width, lambda value, point: float(value.norm()))
@@ -135,8 +141,7 @@ def test_a_beam_by_hand(shape: str, order: int, width: int) -> None:
 @torch.no_grad()
 def test_the_largest_for_a_target() -> None:
     """|⟨g, x⟩| for the gradient g of a logit by the point that is read."""
-    net, ids = Net("chain").double().eval(), torch.tensor([[1, 5, 3], [0, 2, 8]])
-    graph = jg.trace(net, ids)
+    net, ids, graph = traced_net("chain")
     with torch.enable_grad():
         h = [net.points(ids)[0].detach().requires_grad_()]
         for block in net.blocks:

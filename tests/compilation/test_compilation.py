@@ -8,6 +8,7 @@ with Taylor coefficients as central differences in float64 (every model); formul
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
 from collections import Counter
@@ -553,7 +554,8 @@ class ClosedForm:
         self.remainder = self.output - total
 
 
-def quadratic_net() -> nn.Module:
+@functools.cache
+def quadratic_net() -> tuple[nn.Module, jg.ResidualGraph, Tensor]:
     blocks = [
         Quadratic([[1, -0.5], [0.25, 1]], [[0.5, 0.25], [-0.5, 1]]),
         Quadratic([[0.5, 1], [1, -1]], [[1, 0], [0.5, -0.25]]),
@@ -563,7 +565,8 @@ def quadratic_net() -> nn.Module:
         net.stem.weight.copy_(torch.tensor([[1, 0.5], [-0.25, 1]]))
         net.stem.bias.copy_(torch.tensor([0.5, -0.25]))
         net.head.weight.copy_(torch.tensor([[1, 2], [-1, 0.5]]))
-    return net.double().eval()
+    x = torch.tensor([[0.5, -0.25], [1.0, 0.75]], dtype=torch.float64)
+    return net.double().eval(), jg.trace(net, x, dynamic=False), x
 
 
 @pytest.mark.parametrize("weights", ["uniform", "unit"])
@@ -571,11 +574,10 @@ def quadratic_net() -> nn.Module:
 @pytest.mark.parametrize("orders", ["auto", "together", "apart"])
 def test_every_term_of_a_polynomial_net(order: int, orders: Any, weights: Any) -> None:
     """All terms and the remainder in closed form; with weights that sum to 1, order 2 leaves none of a quadratic."""
-    net = quadratic_net()
-    x = torch.tensor([[0.5, -0.25], [1.0, 0.75]], dtype=torch.float64)
+    net, graph, x = quadratic_net()
     # After the second block comes what is affine.
     together = {"auto": (True, False), "together": (True, True), "apart": (False, False)}[orders]
-    expansion = jg.expand(jg.trace(net, x), order, weights=weights, orders=orders)
+    expansion = jg.expand(graph, order, weights=weights, orders=orders)
     values = jg.compile(expansion)(x)
     assert len(values.terms) == expansion.count() == 2 * math.prod(2 if whole else order + 2 for whole in together)
     for row in range(2):
@@ -614,7 +616,8 @@ def test_the_worked_example_of_the_paper() -> None:
     h1 = x0 + first(x0)
     jets = [second(centre) + torch.func.jvp(second, (centre,), (h1 - centre,))[1] for centre in (x0, first(x0))]
     expected = [net.head(value) for value in (x0, jets[0] / 2, first(x0), jets[1] / 2)]
-    values = jg.compile(jg.expand(jg.trace(net, x), 1, orders="together"))(x)
+    graph = jg.trace(net, x, dynamic=False)
+    values = jg.compile(jg.expand(graph, 1, orders="together"))(x)
     assert [str(path) for path in values.terms] == [
         "embed > logits",
         "embed > L1.mlp~1 > logits",
@@ -625,7 +628,7 @@ def test_the_worked_example_of_the_paper() -> None:
         torch.testing.assert_close(found, value, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(values.remainder, net(x) - sum(expected), rtol=1e-10, atol=1e-12)
     # Apart at the end alone: the same sum, in terms by order. The first block's one centre is the stream.
-    apart = jg.compile(jg.expand(jg.trace(net, x), 1))(x)
+    apart = jg.compile(jg.expand(graph, 1))(x)
     assert len(apart.terms) == 2 + 2 * 2
     torch.testing.assert_close(apart.remainder, values.remainder, rtol=1e-10, atol=1e-12)
 
@@ -918,7 +921,7 @@ class Pooled(nn.Module):
 
 def test_a_lens_before_a_nonlinear_change_of_shape_is_refused() -> None:
     x = torch.randn(3, 8)
-    graph = jg.trace(Pooled().eval(), x)
+    graph = jg.trace(Pooled().eval(), x, dynamic=False)
     with pytest.raises(jg.JetGraphError, match=r"h0.*L0\.act"):
         jg.compile(jg.expand(graph, recipe="lens", layers=0))(x)
 
@@ -1223,7 +1226,7 @@ def test_many_terms_under_transforms_of_functions(monkeypatch: pytest.MonkeyPatc
         return F.linear(h + torch.tanh(F.linear(h, second)), head)
 
     x = torch.randn(4, 1, 3)
-    module = jg.compile(jg.expand(jg.trace(net, x[0]), recipe="components"))
+    module = jg.compile(jg.expand(jg.trace(net, x[0], dynamic=False), recipe="components"))
 
     def terms(x: Tensor) -> Tensor:
         return torch.stack(list(module(x=x).terms.values()))
@@ -1251,7 +1254,7 @@ def test_best_weights_under_transforms_of_functions() -> None:
         return torch.tanh(F.linear(h, second)) ** 2
 
     x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
-    module = jg.compile(jg.expand(jg.trace(net, x[0]), order=1, weights="optimal"))
+    module = jg.compile(jg.expand(jg.trace(net, x[0], dynamic=False), order=1, weights="optimal"))
 
     def terms(x: Tensor) -> Tensor:
         return torch.stack(list(module(x=x).terms.values()))
@@ -1290,7 +1293,7 @@ def test_weights_of_a_sum_that_do_not_fit_are_refused(gpt2: Example) -> None:
 def test_terms_are_made_when_they_are_read(gpt2: Example) -> None:
     """In the grad mode of the evaluation, each once, and not with weights that have been changed meanwhile."""
     model = copy.deepcopy(gpt2.model)
-    module = jg.compile(jg.expand(jg.trace(model, **gpt2.inputs), 0), "embed > **")
+    module = jg.compile(jg.expand(jg.trace(model, **gpt2.inputs, dynamic=False), 0), "embed > **")
     with torch.no_grad():
         values = module(**gpt2.inputs)
     first, *others = values.terms

@@ -26,7 +26,7 @@ def test_in_any_memory_each_head_is_what_it_is_alone(name: str) -> None:
     """Of batches of all sizes, which end inside of layers, and are done again where they are alike."""
     case = BY_NAME[name]
     inputs = case.inputs()
-    graph = jg.trace(case.build().double(), **inputs)
+    graph = jg.trace(case.build().double(), **inputs, dynamic=False)
     module = direct(graph)
     expected = dict(module(**inputs).hidden)
     largest = max(value.nbytes for value in expected.values())

@@ -200,7 +200,7 @@ class Net(nn.Module):
 def test_positions_against_autograd_with_gates_detached() -> None:
     torch.manual_seed(0)
     net, x = Net().double().eval(), torch.randn(1, 4, 6, dtype=torch.float64)
-    graph = jg.trace(net, x)
+    graph = jg.trace(net, x, dynamic=False)
     expansion = jg.expand(graph, rules={"*": jg.Freeze()})
     weights = torch.randn(5, dtype=torch.float64)
     with torch.no_grad():
@@ -251,7 +251,7 @@ def test_the_last_flows_are_ablations_by_hooks() -> None:
     """After the last branch everything is affine: taking it away takes off its flow, and that of its constant."""
     torch.manual_seed(1)
     net, x = Net().double().eval(), torch.randn(1, 4, 6, dtype=torch.float64)
-    graph = jg.trace(net, x)
+    graph = jg.trace(net, x, dynamic=False)
     expansion = jg.expand(graph, rules={"*": jg.Freeze()})
     weights = torch.randn(5, dtype=torch.float64)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,10 +43,11 @@ class Net(nn.Module):
         return self.end(self.head(self.norm(x)))
 
 
+@functools.cache
 def traced(end: Callable[[Tensor], Tensor], bias: bool = False) -> tuple[Net, jg.ResidualGraph, Tensor]:
     torch.manual_seed(0)
     net, x = Net(end, bias).double().eval(), 3 * torch.randn(2, 4, WIDTH, dtype=torch.float64)
-    return net, jg.trace(net, x), x
+    return net, jg.trace(net, x, dynamic=False), x
 
 
 def soft_cap(z: Tensor) -> Tensor:
@@ -149,7 +151,7 @@ def test_where_a_held_branch_leaves_a_constant(function: Callable[[Tensor], Tens
 
     torch.manual_seed(0)
     x = torch.randn(3, WIDTH, dtype=torch.float64)
-    graph = jg.trace(Branch().double().eval(), x)
+    graph = jg.trace(Branch().double().eval(), x, dynamic=False)
     expansion = jg.expand(graph, rules={"L0.mlp": jg.Freeze()})
     assert [entry.source.alias for entry in expansion.entries] == (["embed", "L0.mlp.bias"] if constant else ["embed"])
     with torch.no_grad():
@@ -179,7 +181,7 @@ def test_the_frozen_recipe_leaves_nothing(bias: bool) -> None:
     """2^L paths, in which a gated MLP is W (a ⊙ U t), a its activation at the stream, or the mean of both ways."""
     torch.manual_seed(0)
     net, x = Net(nn.Identity(), bias).double().eval(), torch.randn(3, WIDTH, dtype=torch.float64)
-    graph = jg.trace(net, x)
+    graph = jg.trace(net, x, dynamic=False)
     block, found = net.blocks[0], {}
     with torch.no_grad():
         for halves in (False, True):
@@ -267,7 +269,7 @@ def test_lines_of_what_is_stacked_with_directions(rule: Any, function: Callable[
     whose numbers nobody can look at while all directions go together."""
     torch.manual_seed(0)
     net, x = Wide(function).double().eval(), torch.randn(2, 4, WIDTH, dtype=torch.float64)
-    expansion = jg.expand(jg.trace(net, x), rules={"*.mlp": rule})
+    expansion = jg.expand(jg.trace(net, x, dynamic=False), rules={"*.mlp": rule})
     with torch.no_grad():
         together, alone = (jg.compile(expansion, memory=memory)(x) for memory in (None, 0))
         assert len(together.terms) > 6
@@ -282,7 +284,7 @@ def test_operators_of_others_pass_one_by_one() -> None:
     torch.manual_seed(0)
     net, x = Foreign(lambda z: z).double().eval(), torch.randn(2, 4, WIDTH, dtype=torch.float64)
     try:
-        graph = jg.trace(net, x)
+        graph = jg.trace(net, x, dynamic=False)
         module = jg.compile(jg.expand(graph, recipe="components", rules={"logits": jg.Freeze()}))
         with torch.no_grad():
             torch.testing.assert_close(module(x).total, net(x), rtol=1e-12, atol=1e-13)
@@ -308,5 +310,5 @@ def test_secants_of_several_terms_at_once() -> None:
     torch.manual_seed(0)
     net, x = Tokens().eval().double(), torch.randn(2, 4, 3, dtype=torch.float64)
     with torch.no_grad():
-        values = jg.compile(jg.expand(jg.trace(net, x=x), rules={"*": jg.Freeze()}))(x=x)
+        values = jg.compile(jg.expand(jg.trace(net, x=x, dynamic=False), rules={"*": jg.Freeze()}))(x=x)
         torch.testing.assert_close(sum(values.terms.values()), net(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from collections import Counter
@@ -82,6 +83,7 @@ def _branch() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.LayerNorm(6), torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 6))
 
 
+@functools.cache
 def traced_net(*widths: int) -> tuple[jg.ResidualGraph, Tensor]:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 6, dtype=torch.float64)
@@ -255,7 +257,7 @@ def test_each_centre_is_matched_once(options: dict[str, Any], traced: Callable[.
 
 def test_what_is_compiled_again_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same plan for the same request of a graph, another for any other; it keeps no graph alive."""
-    graph = jg.trace(torch.nn.Sequential(Residual(4), Residual(4)).eval(), torch.randn(2, 4))
+    graph = jg.trace(torch.nn.Sequential(Residual(4), Residual(4)).eval(), torch.randn(2, 4), dynamic=False)
 
     def plan(graph: jg.ResidualGraph, **options: Any) -> Any:
         given: dict[str, Any] = {"order": 1, **options}

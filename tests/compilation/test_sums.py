@@ -168,6 +168,6 @@ class Plain(nn.Module):
 
 def test_a_site_without_a_linear_part_says_so() -> None:
     x = torch.randn(2, WIDTH)
-    graph = jg.trace(Plain().eval(), x)
+    graph = jg.trace(Plain().eval(), x, dynamic=False)
     with pytest.raises(jg.JetGraphError, match="constant on pieces"):
         jg.spectrum(graph, x, by="length")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import product
 from typing import Any
 
@@ -152,6 +153,7 @@ class Net(nn.Module):
         return self.end(h)
 
 
+@functools.cache
 def traced(*blocks: type[nn.Module]) -> tuple[Net, dict[str, Any], jg.ResidualGraph]:
     torch.manual_seed(0)
     net = Net(*(block() for block in blocks)).eval().double()

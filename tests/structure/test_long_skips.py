@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -449,6 +450,7 @@ NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
 """By net, its sites in order but for the decoder, and the earlier points that they read."""
 
 
+@functools.cache
 def traced(run: Callable[[Net, Tensor], Tensor]) -> tuple[Net, dict[str, Any], jg.ResidualGraph]:
     torch.manual_seed(0)
     net = Net(run).eval().double()
