@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from jetgraph.export.decompositions import decomposed
+
 
 class _Function(nn.Module):
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -23,7 +25,8 @@ class Graph:
 
     def __init__(self, function: Callable[..., Any], *args: Tensor) -> None:
         module = function if isinstance(function, nn.Module) else _Function(function)
-        program = torch.export.export(module, args, strict=False).run_decompositions({})
+        # As `run_decompositions({})` has it, which takes ten times as long as all else.
+        program = decomposed(torch.export.export(module, args, strict=False))
         signature = program.graph_signature
         names = {
             **signature.inputs_to_parameters,

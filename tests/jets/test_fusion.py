@@ -78,7 +78,7 @@ class Roots(nn.Module):
 
 def test_a_centre_outside_the_domain_is_found_as_before() -> None:
     """The compiled graph checks too; what is wrong is said in the same words."""
-    graph = jg.trace(Roots().eval(), torch.ones(2, 4))
+    graph = jg.trace(Roots().eval(), torch.ones(2, 4), dynamic=False)
     (branch,) = graph.stream.joins[0].branches
 
     def evaluated(forward: Forward, h: Tensor) -> Tensor:
