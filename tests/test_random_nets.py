@@ -33,7 +33,7 @@ from tests.nets import Act, Choose, GateBranch, JoinSpec, MapSpec, Net, Norm
 PARTS = 4
 """Of the nets that the tests run, so that workers share them."""
 
-BY_HAND = 8
+BY_HAND = 6
 """Terms of an expansion that are worked out by hand, where it has more."""
 
 

@@ -210,7 +210,7 @@ def test_weights_that_no_type_holds_are_told() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.tanh(self.inner(x))
 
-    graph = jg.trace(nn.Sequential(*(Branch() for _ in range(18))).eval(), torch.randn(2, 3))
+    graph = jg.trace(nn.Sequential(*(Branch() for _ in range(18))).eval(), torch.randn(2, 3), dynamic=False)
     expansion = jg.expand(graph, order=0)
     assert "below what float32 holds (2^-149)" in str(expansion)
     longest = jg.select(expansion, "**", min_length=18)

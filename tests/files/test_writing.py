@@ -56,7 +56,8 @@ def test_writers_that_put_a_file_of_their_own_in_its_place(umask: int, tmp_path:
         write_atomically(file, lambda part: save_file({"w": torch.zeros(2)}, part))
         assert mode(file) == (0o640 if name == "new" else 0o604)
     jg.save(
-        jg.compile(jg.expand(jg.trace(nn.Sequential(nn.Linear(2, 2)).eval(), torch.ones(2, 2)))), tmp_path / "saved"
+        jg.compile(jg.expand(jg.trace(nn.Sequential(nn.Linear(2, 2)).eval(), torch.ones(2, 2), dynamic=False))),
+        tmp_path / "saved",
     )
     assert {mode(file) for file in (tmp_path / "saved").iterdir()} == {0o640}
 

@@ -58,7 +58,7 @@ def net(request) -> tuple[Net, jg.ResidualGraph, Tensor]:
     torch.manual_seed(0)
     model = Net(request.param).double().eval()
     x = torch.randn(2, 4, WIDTH, dtype=torch.float64)
-    return model, jg.trace(model, x).split({"*.attn": "heads"}), x
+    return model, jg.trace(model, x, dynamic=False).split({"*.attn": "heads"}), x
 
 
 def heads(layer: int) -> list[str]:
@@ -118,8 +118,8 @@ def test_whole_branches_and_their_parts(net):
     with pytest.raises(jg.InputError, match=r"has the shape \(2, 4, 6\)"):
         forward.patch("L0.attn.head0", torch.zeros(2, 4, dtype=torch.float64))
     with pytest.raises(jg.InputError, match="of another graph"):
-        forward.need([jg.trace(model, x).stream.end])
-    whole = jg.trace(model, x).run(x)
+        forward.need([jg.trace(model, x, dynamic=False).stream.end])
+    whole = jg.trace(model, x, dynamic=False).run(x)
     whole.patch("L1.attn", torch.zeros_like(x))
     torch.testing.assert_close(whole.output, x + model.blocks[0](x))
     whole.patch("L0.attn", torch.zeros_like(x))
@@ -144,7 +144,7 @@ def test_a_part_that_is_the_end_of_its_branch():
     torch.manual_seed(0)
     model = Product().double().eval()
     x = torch.randn(2, 4, WIDTH, dtype=torch.float64)
-    graph = jg.trace(model, x).split("heads")
+    graph = jg.trace(model, x, dynamic=False).split("heads")
     (alias,) = (alias for alias, branch in graph.branches.items() if branch.part is not None)
     assert not graph.branches[alias].part.cut.carried  # type: ignore[union-attr]
     forward = graph.run(x)
@@ -161,7 +161,7 @@ def test_places_of_rows_that_the_decoder_puts_together(end) -> None:
     """Where each row has a place of its own, one can be taken out before the decoder only if rows stay apart there."""
     layer = nn.Linear(WIDTH, WIDTH).eval()
     x, places = torch.randn(2, 3, WIDTH), torch.tensor([2, 0])
-    graph = jg.trace(lambda x: end(x + torch.tanh(layer(x))), x)
+    graph = jg.trace(lambda x: end(x + torch.tanh(layer(x))), x, dynamic=False)
     rows = torch.arange(2), places
     torch.testing.assert_close(graph.run(x=x).output_at(places)[:, 0], end(x + torch.tanh(layer(x)))[rows])
     expansion = jg.expand(graph, recipe="components")

@@ -194,7 +194,7 @@ class Named(torch.nn.Module):
 @pytest.mark.parametrize("names", [("logits",), ("output", "logits"), ("L1", "L2")], ids=" ".join)
 def test_rules_are_loaded_where_they_were_set(names: tuple[str, ...], tmp_path: pathlib.Path) -> None:
     torch.manual_seed(0)
-    graph = jg.trace(Named(*names).eval(), x := torch.randn(2, 4))
+    graph = jg.trace(Named(*names).eval(), x := torch.randn(2, 4), dynamic=False)
     expansion = jg.expand(graph, order=1, rules={"L0.mlp": jg.Atom(), "logits": jg.Jet(0)})
     module = jg.compile(expansion)
     loaded = jg.load(jg.save(module, tmp_path))
@@ -223,12 +223,12 @@ INPUT = torch.tensor([[1.0, -2, 0.5, 3], [0, 1, 1, -1]])
 
 @pytest.fixture(scope="module")
 def small() -> jg.ResidualGraph:
-    return jg.trace(nn.Sequential(Block(), Block()).eval(), INPUT)
+    return jg.trace(nn.Sequential(Block(), Block()).eval(), INPUT, dynamic=False)
 
 
 @pytest.fixture(scope="module")
 def other() -> jg.ResidualGraph:
-    return jg.trace(nn.Sequential(Block(0.7)).eval(), INPUT)
+    return jg.trace(nn.Sequential(Block(0.7)).eval(), INPUT, dynamic=False)
 
 
 def compiled(graph: jg.ResidualGraph, order: int = 1) -> jg.PathModule:
@@ -309,7 +309,7 @@ def test_files_of_two_saves_do_not_load(
 ) -> None:
     one = jg.save(compiled(small), tmp_path / "one")
     # Weights of the same names, shapes and types: nothing but the digest tells.
-    twice = jg.trace(nn.Sequential(Block(0.3), Block()).eval(), INPUT)
+    twice = jg.trace(nn.Sequential(Block(0.3), Block()).eval(), INPUT, dynamic=False)
     two = jg.save(compiled(twice, 0), tmp_path / "two")
     (one / file).write_bytes((two / file).read_bytes())
     with pytest.raises(jg.JetGraphError, match=r"is not the file that graph\.json was saved with"):
@@ -575,7 +575,7 @@ class Kinds(nn.Module):
 
 def test_weights_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:
     model = Kinds().eval()
-    graph = jg.trace(model, INPUT)
+    graph = jg.trace(model, INPUT, dynamic=False)
     loaded = jg.load(jg.save(graph, tmp_path))
     assert isinstance(loaded, jg.ResidualGraph)
     for name, tensor in loaded.traced.tensors.items():

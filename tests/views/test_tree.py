@@ -41,7 +41,7 @@ def conv() -> nn.Module:
 
 
 def folded(*mixers: nn.Module) -> list[str]:
-    graph = jg.trace(Net(*mixers).eval(), torch.randn(2, 5, 6))
+    graph = jg.trace(Net(*mixers).eval(), torch.randn(2, 5, 6), dynamic=False)
     assert len(graph.joins) == len(mixers)
     return re.findall(r"\d+ blocks like this one", str(graph))
 

@@ -96,7 +96,7 @@ def net() -> tuple[Net, Tensor, list[Tensor], jg.ResidualGraph]:
     torch.manual_seed(0)
     net = Net().double().eval().requires_grad_(False)
     x, *others = torch.randn(3, 1, 4, 6, dtype=torch.float64)
-    return net, x, others, jg.trace(net, x)
+    return net, x, others, jg.trace(net, x, dynamic=False)
 
 
 @pytest.mark.parametrize("rules", ["frozen", "gradient"])

@@ -162,7 +162,7 @@ def made() -> Callable[[type[Base]], Made]:
             net = kind().double().eval()
             x = net.example()
             with torch.no_grad():
-                known[kind] = Made(net, jg.trace(net, x), x, net.points(x))
+                known[kind] = Made(net, jg.trace(net, x, dynamic=False), x, net.points(x))
         return known[kind]
 
     return make
@@ -314,7 +314,7 @@ def test_a_block_of_several_steps_is_one_function() -> None:
 
     torch.manual_seed(0)
     net, x = Blocks().double().eval(), torch.randn(2, 3, 4, dtype=torch.float64)
-    graph = jg.trace(net, x)
+    graph = jg.trace(net, x, dynamic=False)
     with torch.no_grad():
         points = net.points(x)
         layer: Any = net.layers[1]

@@ -491,7 +491,7 @@ def test_the_mask_is_that_of_the_stream() -> None:
     ids = torch.randint(1, 40, (2, 5))
     masks = {"attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])}
     masks["decoder_attention_mask"] = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
-    graph = jg.trace(model, input_ids=ids, decoder_input_ids=ids.flip(1), **masks)
+    graph = jg.trace(model, input_ids=ids, decoder_input_ids=ids.flip(1), **masks, dynamic=False)
     sources = [source.alias for source in graph.outline.sources]
     batch = {"input_ids": ids, "decoder_input_ids": ids.flip(1), **masks}
     found = ablate(graph, f"{sources[0]} > logits", batch)
@@ -846,7 +846,7 @@ def test_features_are_told_by_distance_and_angle() -> None:
     """They have no probabilities and no top token, whatever is asked about."""
     torch.manual_seed(0)
     model, ids = Encoder().eval(), torch.arange(5)[None]
-    graph = jg.trace(model, input_ids=ids)
+    graph = jg.trace(model, input_ids=ids, dynamic=False)
     for target in (None, 3):
         found = ablate(graph, "L0.* > logits", ids, target=target)
         with torch.no_grad():

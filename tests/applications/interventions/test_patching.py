@@ -131,7 +131,7 @@ def test_a_stream_that_starts_at_the_input_and_takes_in_more():
     torch.manual_seed(0)
     model = Conditioned().eval()
     x, y, z = torch.randn(3, 2, 4)
-    graph = jg.trace(model, x, y)
+    graph = jg.trace(model, x, y, dynamic=False)
     (injected,) = graph.injections
     with torch.no_grad():
         forward = graph.run(x, y)
@@ -193,7 +193,7 @@ def test_what_enters_once_for_all_elements_of_a_batch() -> None:
     torch.manual_seed(0)
     model = Constant().eval()
     x, y = torch.randn(2, 2, 3, 4)
-    graph = jg.trace(model, x)
+    graph = jg.trace(model, x, dynamic=False)
     (injected,) = graph.injections
     patched = jg.patch(graph, x, y, target=0, position=None)
     assert float(patched.effects[:, patched.receivers.index(injected)].nan_to_num().abs().max()) == 0
