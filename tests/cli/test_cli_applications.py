@@ -271,18 +271,19 @@ def test_diff_names_what_was_changed(checkpoints, tmp_path):
 def test_compare_tells_what_was_changed_on_prompts(checkpoints, tmp_path):
     file = tmp_path / "a.csv"
     other = checkpoints / "step-30"
-    text = succeed("compare", "demo", other, "Raise Value", "for i in", "--heads", "--top", 3, "-o", file)
+    text = succeed("compare", "demo", other, "Raise Value", "for i in", "--top", 3, "-o", file)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.paths.csv", "a.prompts.csv"]
     assert "no other path changes by more than" in text
     rows = read(tmp_path / "a.prompts.csv")
     moved = [float(row["target_b"]) - float(row["target_a"]) for row in rows]
     changes = {row["component"]: float(row["direct"]) for row in read(file)}
     assert sum(changes.values()) == pytest.approx(sum(moved) / 2, abs=1e-4)
-    assert {"L1.attn.head2", "L1.mlp"} <= set(changes)
-    words = ("Raise Value", "-t", "Error", "--versus", "ue", "--top", 1)
+    assert {"L1.attn", "L1.mlp"} <= set(changes)
+    words = ("Raise Value", "-t", "Error", "--versus", "ue", "--heads", "--top", 1)
     facts = json.loads(succeed("compare", "demo", other, *words, "--json"))
     assert list(facts) == ["title", "prompts", "components", "paths"]
     assert facts["prompts"]["columns"]["target"] == ["'Error' − 'ue'"]
+    assert {"L1.attn.head2", "L1.mlp"} <= set(facts["components"]["columns"]["component"])
 
 
 def test_ablations_of_features_have_no_tokens(tmp_path):
