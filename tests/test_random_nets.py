@@ -361,7 +361,7 @@ def made_of(net: Net) -> set[str]:
 @functools.cache
 def covering() -> tuple[tuple[int, bool], ...]:
     """Few nets, by seed and whether they are smooth, in which everything comes that does in many: the net that has most
-    of what is missing for what it costs, each time, and in the end only those that none of the others makes up for. That
+    of what is missing for what it costs, each time, and in the end those without which something would be missing. That
     it is smooth, and so expanded further, counts as one thing more.
     """
     every = [(seed, smooth) for smooth in (True, False) for seed in range(CANDIDATES)]

@@ -355,7 +355,9 @@ def test_half_precision_matches_what_float64_does(dtype: torch.dtype) -> None:
     net, graph, x, y = made(3)
     wide = jg.compile(jg.expand(graph, 1, recipe="components"))(x, y)
     x, y = x.to(dtype), y.to(dtype)
-    found = jg.compile(jg.expand(jg.trace(copy.deepcopy(net).to(dtype), x, y, dynamic=False), 1, recipe="components"))(x, y)
+    found = jg.compile(jg.expand(jg.trace(copy.deepcopy(net).to(dtype), x, y, dynamic=False), 1, recipe="components"))(
+        x, y
+    )
     (few, number), (wanted, same) = found.unmatched["logits"], wide.unmatched["logits"]
     assert number == same
     assert abs(few - wanted) <= 2 < number - wanted
