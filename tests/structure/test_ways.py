@@ -67,7 +67,7 @@ class Written(nn.Module):
 def test_what_goes_by_each_way_is_the_gradient_by_it(how: str, names: Any) -> None:
     torch.manual_seed(0)
     net, x = Written(how).double().eval(), torch.randn(1, 4, 6, dtype=torch.float64)
-    graph = jg.trace(net, x)
+    graph = jg.trace(net, x, dynamic=False)
     ways = find_ways(graph.branches["L0.attn"].region)
     assert (ways and ways.names) == names
     found = jg.attribute(graph, x, target=torch.randn(6), position=2, rules="gradient")
@@ -88,7 +88,7 @@ def test_terms_of_every_score(how: str) -> None:
     """Each score is q · k: its slope times what enters of q, and times what enters of k, with scores as a leaf."""
     torch.manual_seed(0)
     net, x = Written(how).double().eval(), torch.randn(1, 4, 6, dtype=torch.float64)
-    graph = jg.trace(net, x)
+    graph = jg.trace(net, x, dynamic=False)
     found = jg.attribute(graph, x, target=torch.randn(6), position=2, rules="gradient", scores="L0.attn")
     net.requires_grad_(False)
     q, k, v = net.q(x), net.k(x), net.v(x)
@@ -118,7 +118,7 @@ def test_edges_into_queries_keys_and_values_at_positions() -> None:
     """Every edge into the second attention, by autograd with what enters by each way a leaf of its own."""
     torch.manual_seed(0)
     net, x = Net().double().eval(), torch.randn(1, 4, 6, dtype=torch.float64)
-    graph = jg.trace(net, x)
+    graph = jg.trace(net, x, dynamic=False)
     weights = torch.randn(5, dtype=torch.float64)
     with torch.no_grad():
         found = flows(jg.expand(graph, rules={"*": jg.Tangent()}), graph.run(x), [Readout(2, weights)])
