@@ -125,7 +125,7 @@ def _queries_and_keys(region: Region, scores: fx.Node, pattern: fx.Node, summed:
     return Product(scores, {"q": Operand(pair[1 - owners[0]], None), "k": Operand(pair[owners[0]], None)}, keys)
 
 
-def operands(branch: Branch) -> dict[Role, Operand]:
+def operands(branch: Branch) -> dict[str, Operand]:
     """The queries `q`, keys `k` and values `v` of a branch's attention; those that do not depend on its fork are left
     out, as keys and values of cross-attention.
 
