@@ -134,8 +134,7 @@ def spectrum(
         "split": options.split_of(split, heads),
         "position": options.position_of(position or "last"),
     }
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
     with terminal.working("summing paths"):
         sums = terminal.of_each(graph, "spectra", inputs, lambda one: jg.spectrum(graph, one, **given))
     terminal.show(
@@ -186,8 +185,7 @@ def attribute(
     outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS, len(texts))
     given = _given(target, versus, position, heads, split, rules, memory)
     given |= {"positions": not no_positions, "scores": scores or None}
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
 
     def attributed(one: Any) -> Any:
         pruned = jg.attribute(graph, one, **given).prune(nodes, edges)
@@ -261,8 +259,7 @@ def faithfulness(
         "inside": inside,
         "sizes": SIZES if shares is None else shares,
     }
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
 
     def ablated(one: Any) -> Any:
         every = jg.attribute(graph, one, positions=not no_positions, **given)
@@ -305,8 +302,7 @@ def rank(
     outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
     given = _given(target, versus, position, heads, split, rules, memory)
     given |= {"top": top, "at_least": at_least, "positions": positions, "signs": signs}
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
     with terminal.working("ranking paths"):
         ranked = terminal.of_each(graph, "rankings", inputs, lambda one: jg.rank(graph, one, **given))
     note = f"{terminal.where(graph, position)}largest absolute value first"

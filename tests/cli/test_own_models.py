@@ -115,10 +115,14 @@ def test_each_row_of_the_example_inputs_is_looked_at(command, graph):
 
 
 def test_what_is_looked_at_is_said_and_each_row_has_its_picture(tmp_path):
-    text = succeed("attribute", TWO, "-o", tmp_path / "a.png", "-o", tmp_path / "a.csv")
+    text = succeed("attribute", TWO, "-o", tmp_path / "a.svg", "-o", tmp_path / "a.csv")
+    # No axis tells positions where there are none.
+    drawn = (tmp_path / "a.0.svg").read_text()
+    assert "<!-- adds to the target -->" in drawn
+    assert "<!-- position -->" not in drawn
     assert "its own example inputs, row 1 of 2: features [1, 3], sort [1]" in text
     assert "\nmost influential edges first" in text  # at no position, for the output has none
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.0.png", "a.1.png", "a.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.0.svg", "a.1.svg", "a.csv"]
     # Rows that read one another are no inputs by themselves.
     text = succeed("lens", f"{__name__}:nodes")
     assert "3 inputs" in text
