@@ -180,7 +180,7 @@ def attribute(
     output: options.Graphs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """The attribution graph: which component, at which token, by which way, makes a logit."""
+    """The attribution graph: which components, at which tokens, make a logit."""
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS, len(texts))
     given = _given(target, versus, position, heads, split, rules, memory)
@@ -243,7 +243,7 @@ def faithfulness(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """What the model itself gives with the components, or edges, of an attribution alone: curves, CPR and CMD."""
+    """Run the model with only the components, or edges, of an attribution: curves, CPR and CMD."""
     from jetgraph.applications.attribution.faithful import SIZES
 
     texts = options.prompts_of(prompts)
@@ -297,7 +297,7 @@ def rank(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """The paths that give a logit most, out of all of them, and what the others may hold."""
+    """The paths that contribute most to a logit, out of all of them, and a bound on the others."""
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
     given = _given(target, versus, position, heads, split, rules, memory)

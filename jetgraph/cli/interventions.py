@@ -158,7 +158,7 @@ def patch(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """Path patching, of one pair of prompts: what reaches the output from one component by way of another."""
+    """Path patching, of one pair of prompts: what reaches the output from one component through another."""
     outputs = terminal.check_outputs(output, spreadsheet)
     how, token = options.split_of(split, heads), options.target_of(target, versus)
     loaded = terminal.load(model)

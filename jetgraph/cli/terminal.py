@@ -350,7 +350,7 @@ def write(result: Result, outputs: Outputs, *, say: bool = True) -> None:
 def progress(text: str) -> Iterator[None]:
     """A spinner on stderr, where that is a terminal. Only around work that shows no bar of its own."""
     errors = Console(stderr=True)
-    if not errors.is_terminal:
+    if not errors.is_terminal or errors.is_dumb_terminal:
         yield
         return
     with errors.status(Text(f"{text} …")):
@@ -360,9 +360,9 @@ def progress(text: str) -> Iterator[None]:
 @contextmanager
 def working(text: str) -> Iterator[None]:
     """A line on stderr, where that is a terminal, that a bar of the library may write over."""
-    from jetgraph.export.waiting import said
+    from jetgraph.export.waiting import overwrites, said
 
-    if not sys.stderr.isatty():
+    if not overwrites():
         with jg.loading.quiet(), said():
             yield
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 from jetgraph.layout.colours import BY_KIND, GIVES, OTHER, TAKES
+from jetgraph.layout.coordinates import ROW
 from jetgraph.layout.grids import branch_of, short_name
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ PIXELS = 130
 def picture(title: str, dag: nx.MultiDiGraph) -> Figure:
     """Draw an attribution graph at its places; blue gives, red takes away."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import FancyArrowPatch
 
     nodes = dict(dag.nodes(data=True))
     xs, ys = ([facts[axis] for facts in nodes.values()] for axis in ("x", "y"))
@@ -35,14 +37,12 @@ def picture(title: str, dag: nx.MultiDiGraph) -> Figure:
     largest = abs(edges[0][2]["value"]) if edges else 1.0
     for start, end, facts in edges:
         share = abs(facts["value"]) / (largest or 1.0)
-        axes.plot(
-            [nodes[start]["x"], nodes[end]["x"]],
-            [nodes[start]["y"], nodes[end]["y"]],
-            color=GIVES if facts["value"] >= 0 else TAKES,
-            linewidth=0.3 + 3 * share,
-            alpha=0.15 + 0.6 * share,
-            zorder=1,
-        )
+        ends = [(nodes[end]["x"], nodes[end]["y"]) for end in (start, end)]
+        # Straight up, it would run through the nodes between its ends, and over other edges.
+        bend = 0.3 if ends[0][0] == ends[1][0] and abs(ends[0][1] - ends[1][1]) > 2 * ROW else 0.0
+        look = {"color": GIVES if facts["value"] >= 0 else TAKES, "alpha": 0.15 + 0.6 * share, "zorder": 1}
+        way = {"arrowstyle": "-", "connectionstyle": f"arc3,rad={bend}", "shrinkA": 0, "shrinkB": 0, "clip_on": False}
+        axes.add_patch(FancyArrowPatch(*ends, linewidth=0.3 + 3 * share, **look, **way))
     most = max((facts["influence"] for facts in nodes.values()), default=0.0) or 1.0
     for facts in nodes.values():
         place, colour = (facts["x"], facts["y"]), BY_KIND.get(facts["kind"], OTHER)
