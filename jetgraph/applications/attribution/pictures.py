@@ -39,7 +39,8 @@ def picture(title: str, dag: nx.MultiDiGraph) -> Figure:
         share = abs(facts["value"]) / (largest or 1.0)
         ends = [(nodes[end]["x"], nodes[end]["y"]) for end in (start, end)]
         # Straight up, it would run through the nodes between its ends, and over other edges.
-        bend = 0.3 if ends[0][0] == ends[1][0] and abs(ends[0][1] - ends[1][1]) > 2 * ROW else 0.0
+        high = abs(ends[0][1] - ends[1][1])
+        bend = min(0.3, 4 * ROW / high) if ends[0][0] == ends[1][0] and high > 2 * ROW else 0.0
         look = {"color": GIVES if facts["value"] >= 0 else TAKES, "alpha": 0.15 + 0.6 * share, "zorder": 1}
         way = {"arrowstyle": "-", "connectionstyle": f"arc3,rad={bend}", "shrinkA": 0, "shrinkB": 0, "clip_on": False}
         axes.add_patch(FancyArrowPatch(*ends, linewidth=0.3 + 3 * share, **look, **way))
