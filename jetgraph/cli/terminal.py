@@ -148,7 +148,7 @@ def tell_prompts(loaded: Loaded, *several: Mapping[str, Any]) -> None:
 
 def said_of_prompt(loaded: Loaded, inputs: Mapping[str, Any]) -> str:
     """What a prompt became, as it is told above a table."""
-    from jetgraph.prompts import said_of
+    from jetgraph.applications.readout import said_of
 
     return said_of(loaded.tokenizer, next(iter(inputs.values()))[0].tolist())
 
