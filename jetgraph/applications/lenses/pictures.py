@@ -91,7 +91,8 @@ def _what(lens: LensValues) -> str:
     """What cells say."""
     if lens.features:
         return "cosine with the output"
-    return "most probable tokens" if lens.vocabulary else "largest outputs"
+    # Of a model that reads no tokens nothing says that its outputs are some.
+    return "most probable tokens" if lens.vocabulary and lens.ids is not None else "largest outputs"
 
 
 def _label(point: int, after: str) -> str:
