@@ -89,9 +89,8 @@ def prompt_section(subject: Subject, given: Inputs, origin: Origin, number: int)
             words.finding(target, row),
             f"By the last branch that they pass, paths through {list(by_last.counts)[strongest]} give the largest "
             f"part of {words.its}: {share:.0%}.",
-            f"{kept.components} of {all_of_them} components{' at positions' * placed} make its attribution graph; with "
-            "these alone "
-            f"the model gives {kept.faithfulness:.0%} of what all of them add to the {words.told}"
+            f"Its attribution graph has {kept.components} of {all_of_them} components{' at positions' * placed}; with "
+            f"nothing else the model gives {kept.faithfulness:.0%} of what all of them add to the {words.told}"
             + ("." if abs(kept.faithfulness - 1) <= UNFAITHFUL else ": the graph alone does not explain it."),
         ),
     )
