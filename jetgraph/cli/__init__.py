@@ -41,7 +41,6 @@ __all__ = [
     "merging",
     "ngrams",
     "reports",
-    "stopping",
     "structure",
     "surveys",
 ]
