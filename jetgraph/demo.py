@@ -1,4 +1,4 @@
-"""The demo: the whole line from a loaded model to its terms, one step after the other.
+"""The demo: every step from a loaded model to its terms, one after the other.
 
 `steps` yields what there is to read, and writes its files into one folder; the command line shows it. Only public names
 of jetgraph are used, so that each step can be copied into a notebook.

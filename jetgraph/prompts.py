@@ -263,17 +263,6 @@ def _encode_chat(tokenizer: Any, given: Chat) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def said_of(tokenizer: Any | None, ids: Sequence[int], most: int = 12) -> str:
-    """What a prompt became: how many tokens, which, and whether the tokenizer has put its own before them."""
-    if tokenizer is None or not len(ids):
-        return ""
-    special = set(getattr(tokenizer, "all_special_ids", ()) or ())
-    pieces = [repr(tokenizer.decode([index])) for index in ids]
-    shown = " ".join(pieces[:most]) + (f" … {pieces[-1]}" if len(pieces) > most else "")
-    begun = f"begins with {pieces[0]}" if ids[0] in special else "no token is put before it"
-    return f"{amount(len(ids), 'token')}, {begun}: {shown}"
-
-
 def check_tokenizer(tokenizer: Any | None) -> None:
     """Raise `InputError` for what cannot be asked for the tokens of a text, and their number."""
     looks = callable(tokenizer) and isinstance(tokenizer, Sized) and not isinstance(tokenizer, nn.Module)

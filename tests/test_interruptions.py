@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import jetgraph as jg
+from jetgraph import cli
 from tests.commands import invoke
 from tests.test_bad_input import Model
 
@@ -115,3 +117,8 @@ import jetgraph.cli
 """
     stopped = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (stopped.returncode, stopped.stderr) == (130, "interrupted: no output was written\n")
+    # While typer makes its commands, which takes the next half of a second.
+    stop = mock.patch("typer.main.get_command", side_effect=KeyboardInterrupt)
+    with mock.patch("gc.set_threshold"), stop, pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130

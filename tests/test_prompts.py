@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import jetgraph as jg
+from jetgraph.applications.readout import said_of
 from jetgraph.applications.subject import TokenWarning, encode_token
 from jetgraph.cli import options
-from jetgraph.prompts import said_of, texts_of
+from jetgraph.prompts import texts_of
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
@@ -85,6 +86,8 @@ def test_a_prompt_says_what_it_became(loaded: Any) -> None:
     assert begun.startswith("8 tokens, begins with '<|endoftext|>': ")
     assert begun.endswith(" … 'ue'")
     assert said_of(None, ids) == ""
+    # A part of a character has no text of its own.
+    assert said_of(tokenizer, tokenizer("é")["input_ids"]).endswith(": <Ã> <©>")
     with torch.device("meta"):
         assert loaded.inputs(["Raise Value", "R"])["attention_mask"].sum(1).tolist() == [7, 1]
 

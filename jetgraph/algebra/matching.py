@@ -115,4 +115,5 @@ def nearest(name: str, names: Iterable[str], limit: int = 12) -> str:
     # What is far longer than any name resembles none, and would take long to compare.
     close = get_close_matches(name[:QUOTED], names, n=3, cutoff=0.5)
     shown = ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
-    return (f"; did you mean {' or '.join(map(repr, close))}?" if close else ";") + f" There are: {shown or 'none'}"
+    meant = f"; did you mean {' or '.join(map(repr, close))}? There" if close else "; there"
+    return f"{meant} are: {shown or 'none'}"

@@ -1,13 +1,14 @@
-"""What logits say: their tokens, as a person reads them."""
+"""What logits and prompts say: their tokens, as a person reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from jetgraph.applications.ranking import row_top
+from jetgraph.errors import amount
 
 Texts = tuple[tuple[str, ...], ...]
 """By example, the texts of its tokens, by which positions go; none where an input has no tokens."""
@@ -25,6 +26,17 @@ def token_text(tokenizer: Any | None, index: int) -> str:
 def token_texts(tokenizer: Any | None, indices: Iterable[int]) -> str:
     """Several tokens side by side."""
     return "  ".join(token_text(tokenizer, index) for index in indices)
+
+
+def said_of(tokenizer: Any | None, ids: Sequence[int], most: int = 12) -> str:
+    """What a prompt became: how many tokens, which, and whether the tokenizer has put its own before them."""
+    if tokenizer is None or not len(ids):
+        return ""
+    special = set(getattr(tokenizer, "all_special_ids", ()) or ())
+    pieces = [token_text(tokenizer, index) for index in ids]
+    shown = " ".join(pieces[:most]) + (f" … {pieces[-1]}" if len(pieces) > most else "")
+    begun = f"begins with {pieces[0]}" if ids[0] in special else "no token is put before it"
+    return f"{amount(len(ids), 'token')}, {begun}: {shown}"
 
 
 def texts_of(tokenizer: Any | None, ids: Tensor | None) -> Texts:

@@ -428,16 +428,20 @@ _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?(e[-+]?[0-9]+)?", re.ASCII)
 """A number that a caller has written already."""
 
 
+ROUNDING = 1e-12
+"""How far below 1 a number is that is 1 but for the rounding of float64."""
+
+
 def cell_text(cell: Cell) -> str:
     """A cell for people.
 
-    >>> [cell_text(cell) for cell in (0.123456, 12345.678, None, "a", 0.9999997, -0.0)]
-    ['0.1235', '1.235e+04', '', 'a', '1-3.0e-07', '0']
+    >>> [cell_text(cell) for cell in (0.123456, 12345.678, None, "a", 0.9999997, 1 - 1e-15, -0.0)]
+    ['0.1235', '1.235e+04', '', 'a', '1-3.0e-07', '1', '0']
     """
     if cell is None:
         return ""
     if not isinstance(cell, float):
         return str(cell)
-    # Of a probability near 1, how near it is.
+    # Of a probability near 1, how near it is, unless that is rounding.
     text = f"{cell + 0.0:.4g}"
-    return f"1-{1 - cell:.1e}" if text == "1" and cell < 1 else text
+    return f"1-{1 - cell:.1e}" if text == "1" and 1 - cell > ROUNDING else text

@@ -5,7 +5,8 @@ line and exit code 2; a traceback is a bug of ours. Importing this package regis
 """
 
 import gc
-import sys
+
+from jetgraph.cli.stopping import interrupted
 
 try:
     from jetgraph.cli import (
@@ -24,9 +25,8 @@ try:
     )
     from jetgraph.cli.root import app
 except KeyboardInterrupt:
-    # Ctrl-C in the first second, before there is a command that could be stopped.
-    sys.stderr.write("interrupted: no output was written\n")
-    sys.exit(130)
+    # In the first second, before there is a command that could be stopped.
+    interrupted()
 
 __all__ = [
     "app",
@@ -51,4 +51,8 @@ def main() -> None:
     # Imports and graphs make millions of objects that stay: looking for cycles among them as often as Python does takes
     # a tenth of the time before the first number.
     gc.set_threshold(100_000, 20, 100)
-    app(prog_name="jetgraph")
+    try:
+        app(prog_name="jetgraph")
+    except KeyboardInterrupt:
+        # While typer makes the commands, of which one is not yet known.
+        interrupted()

@@ -134,8 +134,7 @@ def spectrum(
         "split": options.split_of(split, heads),
         "position": options.position_of(position or "last"),
     }
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
     with terminal.working("summing paths"):
         sums = terminal.of_each(graph, "spectra", inputs, lambda one: jg.spectrum(graph, one, **given))
     terminal.show(
@@ -181,13 +180,12 @@ def attribute(
     output: options.Graphs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """The attribution graph: which component, at which token, by which way, makes a logit."""
+    """The attribution graph: which components, at which tokens, make a logit."""
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS, len(texts))
     given = _given(target, versus, position, heads, split, rules, memory)
     given |= {"positions": not no_positions, "scores": scores or None}
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
 
     def attributed(one: Any) -> Any:
         pruned = jg.attribute(graph, one, **given).prune(nodes, edges)
@@ -245,7 +243,7 @@ def faithfulness(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """What the model itself gives with the components, or edges, of an attribution alone: curves, CPR and CMD."""
+    """Run the model with only the components, or edges, of an attribution: curves, CPR and CMD."""
     from jetgraph.applications.attribution.faithful import SIZES
 
     texts = options.prompts_of(prompts)
@@ -261,8 +259,7 @@ def faithfulness(
         "inside": inside,
         "sizes": SIZES if shares is None else shares,
     }
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
 
     def ablated(one: Any) -> Any:
         every = jg.attribute(graph, one, positions=not no_positions, **given)
@@ -300,13 +297,12 @@ def rank(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """The paths that give a logit most, out of all of them, and what the others may hold."""
+    """The paths that contribute most to a logit, out of all of them, and a bound on the others."""
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
     given = _given(target, versus, position, heads, split, rules, memory)
     given |= {"top": top, "at_least": at_least, "positions": positions, "signs": signs}
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
     with terminal.working("ranking paths"):
         ranked = terminal.of_each(graph, "rankings", inputs, lambda one: jg.rank(graph, one, **given))
     note = f"{terminal.where(graph, position)}largest absolute value first"

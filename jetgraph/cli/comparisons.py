@@ -59,7 +59,7 @@ def diff(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """Tell what changed between two models: n-grams, paths and weights, without data.
+    """What changed between two models: n-grams, paths and weights, without data.
 
     A table NAME.csv comes with NAME.paths.csv and NAME.sites.csv.
     """
@@ -139,7 +139,7 @@ def compare(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """Tell what changed between two models on prompts: what they say, by which components, along which paths.
+    """What changed between two models on prompts: what they say, by which components, along which paths.
 
     A table NAME.csv comes with NAME.prompts.csv and NAME.paths.csv.
     """
@@ -184,7 +184,7 @@ def trajectory(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """Follow a path's n-grams over training: when do those of the last checkpoint come up?"""
+    """Follow a path's n-grams over training: when do those of the last checkpoint appear?"""
     from jetgraph.applications.ngrams.choosing import DIRECT
 
     outputs = terminal.check_outputs(output, spreadsheet)

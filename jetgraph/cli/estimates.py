@@ -26,7 +26,7 @@ def estimate(
     seconds: Annotated[float, typer.Option(min=0.1, help="What each stage of it may take for that.")] = 10.0,
     json: options.Json = False,
 ) -> None:
-    """Tell FLOPs, bytes read, memory, shards and time of a command, from a few units of its work."""
+    """Estimate a command's FLOPs, bytes read, memory, shards and time from a few units of its work."""
     from json import dumps
 
     from jetgraph.scale.estimates import estimated

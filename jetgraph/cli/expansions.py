@@ -88,8 +88,7 @@ def jet_expand(
         "scale": options.scale_of(plain),
         "split": options.split_of(split),
     }
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
     with terminal.working("expanding"):
         found = terminal.of_each(graph, "jet expansions", inputs, lambda one: jg.jet_expand(graph, one, **given))
     note = "the largest first, over all positions; δ is what is left"

@@ -59,7 +59,6 @@ def ablate(
         raise InputError("--mean is taken over other prompts: give them by --corrupt")
     others = [options.prompt_of(text) for text in corrupt or ()]
     corrupting = _others(others, max(1, len(texts)), mean)
-    loaded, inputs, graph = terminal.read(model, texts, others)
     given: dict[str, Any] = {
         "scale": scale,
         "values": "mean" if mean else None,
@@ -67,7 +66,7 @@ def ablate(
         "position": options.position_of(position or "last"),
         "split": how,
     }
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given, others)
     # With others, the graph was traced on all of them, and says what goes with a prompt, such as a mask.
     pairs = list(zip(texts, corrupting, strict=True)) if others else [(one, None) for one in inputs]
 
@@ -159,7 +158,7 @@ def patch(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """Path patching, of one pair of prompts: what reaches the output from one component by way of another."""
+    """Path patching, of one pair of prompts: what reaches the output from one component through another."""
     outputs = terminal.check_outputs(output, spreadsheet)
     how, token = options.split_of(split, heads), options.target_of(target, versus)
     loaded = terminal.load(model)
@@ -221,8 +220,7 @@ def patterns(
     """Attention patterns by head: what each position takes of each other one."""
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, {"branches": branches or None})
+    inputs, graph, given = terminal.read(model, texts, {"branches": branches or None})
     with terminal.working("reading patterns"):
         attention = terminal.of_each(
             graph, "attention patterns", inputs, lambda one: jg.attention_patterns(graph, one, **given)

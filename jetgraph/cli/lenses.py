@@ -94,8 +94,7 @@ def lens(
         "target": None if target is None else options.token_of(target),
         "position": options.position_of(position),
     }
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
     with terminal.working("computing lenses"):
         decoded = terminal.of_each(graph, "lenses", inputs, lambda one: jg.lens(graph, one, **given))
     terminal.show(decoded, outputs, rows=rows, json=json)
@@ -128,8 +127,7 @@ def joint_lens(
         "centres": centres.value,
         "target": None if target is None else options.token_of(target),
     }
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
     with terminal.working("computing the joint lens"):
         joint = terminal.of_each(graph, "joint lenses", inputs, lambda one: jg.joint_lens(graph, one, **given))
     terminal.show(joint, outputs, rows=rows, json=json)
@@ -368,8 +366,7 @@ def transport_lens(
         "layers": options.layers_of(layers),
         "target": None if target is None else options.token_of(target),
     }
-    loaded, inputs, graph = terminal.read(model, texts)
-    given = terminal.reading(loaded, given)
+    inputs, graph, given = terminal.read(model, texts, given)
     with terminal.working("computing lenses"):
         decoded = terminal.of_each(
             graph, "transport lenses", inputs, lambda one: jg.transport_lens(graph, one, file, **given)

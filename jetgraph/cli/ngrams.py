@@ -168,7 +168,7 @@ def mass(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """Tell the probability that a path's bi-grams give to the words of a list."""
+    """The probability that a path's bi-grams give to the words of a list."""
     from jetgraph.applications.ngrams.choosing import DIRECT
 
     outputs = terminal.check_outputs(output, spreadsheet)

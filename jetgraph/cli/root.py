@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from jetgraph.cli.options import as_chat, as_wide, by_lines, draws
+from jetgraph.cli.stopping import interrupted
 from jetgraph.errors import InputError, JetGraphError, UnfinishedError, quoted
 from jetgraph.files.writing import reason, shown
 
@@ -115,9 +116,7 @@ class _Commands(TyperGroup):
                 raise patient.refused
         except (typer.Abort, _StoppedError) as stopped:
             # Files are written as a whole at the end, so that there is none of half a result.
-            how = str(stopped) or "no output was written"
-            sys.stderr.write(f"\r\x1b[2Kinterrupted: {how}\n" if sys.stderr.isatty() else f"interrupted: {how}\n")
-            sys.exit(130)
+            interrupted(str(stopped))
         except UnfinishedError:
             code = 0
         except _CommandError as error:

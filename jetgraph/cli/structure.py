@@ -84,7 +84,7 @@ def demo(
     spreadsheet: options.Spreadsheet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show the whole line on a bundled model: trace, expand, draw, compile, lenses, bigrams."""
+    """Take a bundled model through every step: trace, expand, draw, compile, lenses, bigrams."""
     from jetgraph.demo import Demo
 
     if os.path.exists(output) and not is_folder(output):

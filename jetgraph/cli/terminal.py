@@ -79,27 +79,32 @@ def trace(loaded: Loaded, inputs: dict[str, Any]) -> tuple[ResidualGraph, float]
 
 
 def read(
-    name: str, prompts: Sequence[Any], others: Sequence[Any] = ()
-) -> tuple[Loaded, list[dict[str, Any]], ResidualGraph]:
+    name: str, prompts: Sequence[Any], given: Mapping[str, Any], others: Sequence[Any] = ()
+) -> tuple[list[dict[str, Any]], ResidualGraph, dict[str, Any]]:
     """Load a model by name, read each prompt as inputs, and trace it; the graph takes others too, of any length.
 
     Without a prompt, a model that reads no texts is looked at on the example inputs that came with it, row by row.
+    What is `given` to an application comes back with the tokenizer; where there is none, a target is the number of
+    a class.
 
     Raises
     ------
     InputError
-        No prompt for a model that reads texts, or for one that came without inputs.
+        No prompt for a model that reads texts, or for one that came without inputs; a target that is no class.
     """
     loaded = load(name)
+    given = {**given, "tokenizer": loaded.tokenizer}
+    if loaded.tokenizer is None and "target" in given:
+        given["target"] = options.classes_of(given["target"])
     if not prompts:
-        return _read_examples(loaded, others)
+        return *_read_examples(loaded, others), given
     inputs = list(map(loaded.inputs, prompts))
     tell_prompts(loaded, *inputs)
-    return loaded, inputs, trace(loaded, loaded.inputs([*prompts, *others]) if others else inputs[0])[0]
+    return inputs, trace(loaded, loaded.inputs([*prompts, *others]) if others else inputs[0])[0], given
 
 
-def _read_examples(loaded: Loaded, others: Sequence[Any]) -> tuple[Loaded, list[dict[str, Any]], ResidualGraph]:
-    """The same without a prompt."""
+def _read_examples(loaded: Loaded, others: Sequence[Any]) -> tuple[list[dict[str, Any]], ResidualGraph]:
+    """Example inputs row by row, and the graph."""
     from jetgraph.applications.several import each_row
     from jetgraph.applications.subject import Subject
 
@@ -115,21 +120,13 @@ def _read_examples(loaded: Loaded, others: Sequence[Any]) -> tuple[Loaded, list[
     graph, _ = trace(loaded, dict(loaded.example))
     rows = each_row(Subject(graph, None, loaded), dict(loaded.example))
     _said.set("\n".join(_said_of_example(row, number, len(rows)) for number, row in enumerate(rows)))
-    return loaded, rows, graph
+    return rows, graph
 
 
 def _said_of_example(inputs: Mapping[str, Any], number: int, of: int) -> str:
     """What a row of example inputs is, as it is told above a table."""
     shapes = (f"{name} {list(value.shape)}" for name, value in inputs.items() if hasattr(value, "shape"))
     return f"its own example inputs{f', row {number} of {of}' if of > 1 else ''}: {', '.join(shapes)}"
-
-
-def reading(loaded: Loaded, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What an application is given, with the tokenizer; where there is none, the number of a class is a target."""
-    read = {**given, "tokenizer": loaded.tokenizer}
-    if loaded.tokenizer is None and "target" in read:
-        read["target"] = options.classes_of(read["target"])
-    return read
 
 
 def of_each(
@@ -151,7 +148,7 @@ def tell_prompts(loaded: Loaded, *several: Mapping[str, Any]) -> None:
 
 def said_of_prompt(loaded: Loaded, inputs: Mapping[str, Any]) -> str:
     """What a prompt became, as it is told above a table."""
-    from jetgraph.prompts import said_of
+    from jetgraph.applications.readout import said_of
 
     return said_of(loaded.tokenizer, next(iter(inputs.values()))[0].tolist())
 
@@ -353,7 +350,7 @@ def write(result: Result, outputs: Outputs, *, say: bool = True) -> None:
 def progress(text: str) -> Iterator[None]:
     """A spinner on stderr, where that is a terminal. Only around work that shows no bar of its own."""
     errors = Console(stderr=True)
-    if not errors.is_terminal:
+    if not errors.is_terminal or errors.is_dumb_terminal:
         yield
         return
     with errors.status(Text(f"{text} …")):
@@ -363,9 +360,9 @@ def progress(text: str) -> Iterator[None]:
 @contextmanager
 def working(text: str) -> Iterator[None]:
     """A line on stderr, where that is a terminal, that a bar of the library may write over."""
-    from jetgraph.export.waiting import said
+    from jetgraph.export.waiting import overwrites, said
 
-    if not sys.stderr.isatty():
+    if not overwrites():
         with jg.loading.quiet(), said():
             yield
         return

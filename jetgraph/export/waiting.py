@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -17,6 +18,11 @@ PATIENCE = 5.0
 
 EVERY = 10.0
 """Seconds from one line to the next where stderr is no terminal, and before the first."""
+
+
+def overwrites() -> bool:
+    """Whether stderr is a terminal on which a line can be written over; one that calls itself dumb cannot."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 class _Line:
@@ -54,11 +60,11 @@ _line: ContextVar[_Line | None] = ContextVar("line", default=None)
 
 @contextmanager
 def waited_for(text: str) -> Iterator[None]:
-    """Show a line for this work once it takes longer than `PATIENCE`, where stderr is a terminal.
+    """Show a line for this work once it takes longer than `PATIENCE`, where it can be taken away again.
 
     Work inside it may say at which stage it is, with `stage`; of works inside each other the outer one has the line.
     """
-    if _line.get() is not None or not sys.stderr.isatty():
+    if _line.get() is not None or not overwrites():
         yield
         return
     line = _Line(text)
@@ -94,7 +100,7 @@ def said() -> Iterator[None]:
 def say(text: str) -> None:
     """A line on stderr about work that begins, where somebody listens."""
     if _said.get():
-        sys.stderr.write(f"\r{text}\n" if sys.stderr.isatty() else f"{text}\n")
+        sys.stderr.write(f"\r{text}\n" if overwrites() else f"{text}\n")
         sys.stderr.flush()
 
 
@@ -134,5 +140,5 @@ def progress(*args: Any, **options: Any) -> tqdm[Any]:
 
     Arguments are those of `tqdm`: what is iterated over, or `total`; `desc`, `unit`, `initial`.
     """
-    kind = tqdm if sys.stderr.isatty() else _Lines
+    kind = tqdm if overwrites() else _Lines
     return kind(*args, **{"unit": "steps", **options, "leave": False})

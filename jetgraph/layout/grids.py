@@ -38,7 +38,7 @@ def on_grid(dag: nx.MultiDiGraph) -> Coordinates:
     level, height = 0.0, {}
     for row in rows:
         height[row] = level
-        level += ROW * 0.8 * (lines[row] - 1) + (0.75 if cells_only else 1.5) * ROW
+        level += ROW * (lines[row] - 1) + (0.75 if cells_only else 1.5) * ROW
     coordinates = Coordinates()
     for (column, row), nodes in cells.items():
         for line in range(_lines(nodes)):
@@ -46,7 +46,7 @@ def on_grid(dag: nx.MultiDiGraph) -> Coordinates:
             x = middle[column] - _extent(dag, some) / 2
             for node in some:
                 half = short_width(dag.nodes[node]) / 2
-                coordinates.at[node] = x + half, height[row] + 0.8 * ROW * line
+                coordinates.at[node] = x + half, height[row] + ROW * line
                 x += 2 * half + BETWEEN
     return coordinates
 

@@ -34,6 +34,8 @@ class Origin:
     """What it is loaded with: arguments of `load_model`, all of them texts, numbers or yes."""
     prompts: tuple[str | None, ...] = ()
     """What is read: texts, None for inputs of another kind."""
+    own: bool = False
+    """They are among the example inputs that came with the model, which commands without a prompt look at."""
     graph: str = "jg.trace(model, inputs=inputs)"
     """The traced model in Python."""
     tokenizer: bool = False
@@ -67,9 +69,9 @@ class Origin:
             return replace(origin, graph="model")
         return replace(origin, graph="jg.trace(model, inputs)") if isinstance(given, torch.Tensor) else origin
 
-    def at(self, *given: Any) -> Origin:
-        """The same, on inputs."""
-        return replace(self, prompts=tuple(one if isinstance(one, str) else None for one in given))
+    def at(self, *given: Any, own: bool = False) -> Origin:
+        """The same, on inputs; `own` ones came with the model."""
+        return replace(self, prompts=tuple(one if isinstance(one, str) else None for one in given), own=own)
 
     @property
     def flags(self) -> list[str]:
@@ -95,9 +97,11 @@ class Origin:
 
         `prompts` is the option that takes the prompt, where it is no argument; `other` a model beside this one.
         """
-        if self.model is None or self.tokenizer or not all(map(_is_sayable, self.prompts)):
+        # An option that takes a prompt has nothing to take where there is none.
+        given = () if self.own and not prompts else self.prompts
+        if self.model is None or self.tokenizer or not all(map(_is_sayable, given)):
             return None
-        texts, talks = [str(text) for text in self.prompts], [isinstance(text, Chat) for text in self.prompts]
+        texts, talks = [str(text) for text in given], [isinstance(text, Chat) for text in given]
         if any(talks) and not all(talks):
             return None
         more = [*map(str, options), *self.flags, *(["--chat"] if any(talks) else [])]

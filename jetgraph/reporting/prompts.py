@@ -81,15 +81,16 @@ def prompt_section(subject: Subject, given: Inputs, origin: Origin, number: int)
     ]
     strongest = max(range(len(by_last.counts)), key=lambda place: abs(float(by_last.values[place].nanmean())))
     share = float(by_last.values[strongest].nanmean()) / float(by_last.output.nanmean())
+    placed = any(node.position is not None for node in every.nodes if node.role != "target")
     kept, all_of_them = curves.kept, max(one.components for one in curves.circuits)
     return Told(
         Section(words.title, "", inner=tuple(parts)),
         (
             words.finding(target, row),
-            f"Paths that reach the output from {list(by_last.counts)[strongest]} give {share:.0%} of {words.its}, "
-            "the largest part by last site.",
-            f"{kept.components} of {all_of_them} components at positions make its attribution graph; with these alone "
-            f"the model gives {kept.faithfulness:.0%} of what all of them add to the {words.told}"
+            f"By the last branch that they pass, paths through {list(by_last.counts)[strongest]} give the largest "
+            f"part of {words.its}: {share:.0%}.",
+            f"Its attribution graph has {kept.components} of {all_of_them} components{' at positions' * placed}; with "
+            f"nothing else the model gives {kept.faithfulness:.0%} of what all of them add to the {words.told}"
             + ("." if abs(kept.faithfulness - 1) <= UNFAITHFUL else ": the graph alone does not explain it."),
         ),
     )
@@ -225,9 +226,9 @@ class _Aimed:
             tables.append(Table((one.by, "gives", "paths"), tuple(rows), bars=tuple(sizes), caption=caption))
         return Section(
             "Which paths make it",
-            f"The {some[0].what}, as a sum over all paths by a property of theirs (number of sites passed; last site "
-            f"passed), with every gate held at this {self.words.here}: exact, and none is listed. Where Σ|class| is "
-            f"much larger than Σ, classes cancel, and no single one explains the {self.words.told}.",
+            f"The {some[0].what}, as a sum over all paths by one of their properties (the number of sites that "
+            f"they pass; the last one), with every gate held at this {self.words.here}: exact, without listing them. "
+            f"Where Σ|class| is much larger than Σ, classes cancel, and no single one explains the {self.words.told}.",
             tables=tuple(tables),
             commands=tuple(self.again("spectrum", "--by", one.by, by=one.by) for one in some),
         )
@@ -249,19 +250,19 @@ class _Aimed:
         values = [[flows.get((name, position)) for position in positions] for name in rows]
         largest = max((abs(value) for line in values for value in line if value is not None), default=1.0) or 1.0
         grid = Grid(
-            tuple("all" if place is None else str(tokens[place] or place) for place in positions),
+            tuple(("all" if tokens else "") if place is None else str(tokens[place] or place) for place in positions),
             tuple(rows),
             tuple(tuple(flow_text(value, largest) for value in line) for line in values),
             tuple(tuple(0.0 if value is None else value / largest for value in line) for line in values),
-            f"columns: {self.words.columns}, · below {0.5 * 10.0 ** -decimals(largest):g}"
-            + "; all: at every position alike" * alone
+            f"{f'columns: {self.words.columns}, ' if tokens else ''}· below {0.5 * 10.0 ** -decimals(largest):g}"
+            + "; all: at every position alike" * (alone and bool(tokens))
             + f"; rows: the {len(rows)} most influential of {len(influence)} components; the second colour takes away",
         )
         return Section(
-            f"Which component, at which {self.words.place}",
-            f"Flow: what a component at a {self.words.place} gives the {self.words.told}, by all ways that lead on "
-            "from it. A way that passes several components counts at each of them, so that a column of flows does not "
-            f"add up to the {self.words.told}.",
+            f"Which component, at which {self.words.place}" if tokens else "Which component",
+            f"Flow: what a component{f' at a {self.words.place}' if tokens else ''} gives the {self.words.told}, along "
+            "all ways onwards from it. A way through several components counts at each of them, so that a column of "
+            f"flows does not add up to the {self.words.told}.",
             grids=(grid,),
             after=f"the smallest graph with 80 % of the influence has {len(graph.nodes)} of {len(every.nodes)} nodes "
             f"and {len(graph.values)} of {len(every.values)} edges, and carries {graph.completeness:.1%} "
@@ -288,8 +289,8 @@ class _Aimed:
         bars = tuple(one.faithfulness for one in circuits)
         return Section(
             "Is that what the model does?",
-            "The test of it: the model itself runs with the most influential components at positions alone, all others "
-            "set to zero, everything after them computed anew. 0 % is with none, 100 % with all.",
+            "The test: the model itself runs with only its most influential components, all others set to zero and "
+            "everything after them computed anew. 0 % is with none of them, 100 % with all.",
             tables=(Table(("components", self.words.told, "faithfulness"), rows, bars=bars),),
             after=f"area under the curve (CPR) {curves.cpr:.3f}, distance to the model (CMD) {curves.cmd:.3f}",
             commands=(self.origin.shell("faithfulness", *self._aim) or f"jg.faithfulness({self._pruned})",),
@@ -312,8 +313,8 @@ class _Aimed:
         left, after = self._left_by_jets()
         return Section(
             "How exact is this?",
-            f"The sums above are equal to the model's own {self.words.told} to rounding. Terms of jets are not the "
-            "whole: what they leave is told site by site, so that one sees where it comes from.",
+            f"The sums above equal the model's own {self.words.told} up to rounding. Terms of jets leave something: "
+            "how much is told site by site, so that one sees where it comes from.",
             tables=(*tables, *left),
             after=after,
             commands=self._of_ledger(),

@@ -164,7 +164,7 @@ def _title(subject: Subject) -> str:
 
 
 def _on_one(one: Subject, listed: Sequence[Inputs], origin: Origin, made: bool) -> Report:
-    told = [_told(one, given, origin.at(given), number, made) for number, given in enumerate(listed, 1)]
+    told = [_told(one, given, origin.at(given, own=made), number, made) for number, given in enumerate(listed, 1)]
     joins = len(one.graph.joins)
     total = counts(one, origin)
     points = [

@@ -40,11 +40,7 @@ def attention_pattern(forward: Forward, branch: Branch) -> Tensor:
         The branch has no attention by softmax, or one whose dimensions are none of these, as where positions attend in
         groups.
     """
-    region = branch.region if branch.part is None else branch.part.cut.region
-    found = attention_products(region)
-    # What another one is made of is not multiplied with the values that the branch gives.
-    ends = {product: start for product, start in found.items() if not _leads_on(product, found, region)}
-    products = {one: start for one, start in ends.items() if one is start or packet_of(start) in SOFTMAX}
+    region, products = _products(branch)
     if not products:
         raise InputError(f"{branch.alias!r} (module {branch.name!r}) has no attention by softmax, so it has no pattern")
     layouts = follow(region.entry, region.nodes)
@@ -57,6 +53,43 @@ def attention_pattern(forward: Forward, branch: Branch) -> Tensor:
             "which of its dimensions are heads, queries and keys"
         )
     return told[0] if len(told) == 1 else torch.cat(told, 1)
+
+
+def reads_itself(branch: Branch) -> bool:
+    """Whether the values of a branch's last attention products are made of what the branch reads of the stream, so that
+    keys are its positions; those of cross attention are of something else, however many there are.
+    """
+    region, products = _products(branch)
+    own = {region.entry, *region.nodes}
+    for product, start in products.items():
+        if product is start:
+            values = list(nodes_in([bind(product.target, product.args, product.kwargs)["value"]]))  # type: ignore[arg-type]
+        else:
+            values = [node for node in nodes_in(product.args) if not _made_of(node, start)]
+        if not own.intersection(values):
+            return False
+    return True
+
+
+def _products(branch: Branch) -> tuple[Region, dict[fx.Node, fx.Node]]:
+    """The last attention products of a branch by softmax, each with what its weights start from, and where they are."""
+    region = branch.region if branch.part is None else branch.part.cut.region
+    found = attention_products(region)
+    # What another one is made of is not multiplied with the values that the branch gives.
+    ends = {product: start for product, start in found.items() if not _leads_on(product, found, region)}
+    return region, {one: start for one, start in ends.items() if one is start or packet_of(start) in SOFTMAX}
+
+
+def _made_of(node: fx.Node, start: fx.Node) -> bool:
+    """Some way leads from one node to another."""
+    seen, stack = {node}, [node]
+    while stack:
+        if (at := stack.pop()) is start:
+            return True
+        new = set(at.all_input_nodes) - seen
+        seen |= new
+        stack.extend(new)
+    return False
 
 
 def _leads_on(product: fx.Node, others: Collection[fx.Node], region: Region) -> bool:

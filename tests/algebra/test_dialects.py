@@ -200,4 +200,4 @@ def test_notebooks_show_selections_paths_and_modules(demo: Any) -> None:
 
 def test_a_message_names_twelve_of_many() -> None:
     names = [f"L{number}.mlp" for number in range(14)]
-    assert nearest("decoder", names) == f"; There are: {', '.join(names[:12])}, … (14 in all)"
+    assert nearest("decoder", names) == f"; there are: {', '.join(names[:12])}, … (14 in all)"

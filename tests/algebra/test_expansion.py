@@ -572,7 +572,7 @@ def test_no_more_names_are_told_than_one_reads() -> None:
     told = nearest("L.mlp", names)
     assert (told.count(" or "), told.count("L")) == (2, 3 + 12)
     assert told.endswith("L11.mlp, … (13 in all)")
-    assert nearest("?", names[:12]) == f"; There are: {', '.join(names[:12])}"
+    assert nearest("?", names[:12]) == f"; there are: {', '.join(names[:12])}"
     for number, told in ((4, "L0.a, L0.b, L0.c, L0.d, as"), (5, "L0.a, L0.b, L0.c, L0.d, … (5 in all), as")):
         known = {f"L0.{letter}": "" for letter in "abcde"[:number]} | {"L1.z": "L0.z"}
         with pytest.raises(SelectionError, match=re.escape(f"as an alias it stands for {told} a module path for L1.z")):

@@ -76,6 +76,21 @@ def nodes():
     return Nodes().eval(), (torch.randn(3, 2), torch.rand(3, 3))
 
 
+class Together(nn.Module):
+    """As many rows as its code says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + torch.tanh(self.layer(x.reshape(2, 4)))
+
+
+def together():
+    return Together().eval(), torch.ones(2, 4)
+
+
 def looking():
     return Looking().eval(), torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
@@ -115,10 +130,14 @@ def test_each_row_of_the_example_inputs_is_looked_at(command, graph):
 
 
 def test_what_is_looked_at_is_said_and_each_row_has_its_picture(tmp_path):
-    text = succeed("attribute", TWO, "-o", tmp_path / "a.png", "-o", tmp_path / "a.csv")
+    text = succeed("attribute", TWO, "-o", tmp_path / "a.svg", "-o", tmp_path / "a.csv")
+    # No axis tells positions where there are none.
+    drawn = (tmp_path / "a.0.svg").read_text()
+    assert "<!-- adds to the target -->" in drawn
+    assert "<!-- position -->" not in drawn
     assert "its own example inputs, row 1 of 2: features [1, 3], sort [1]" in text
     assert "\nmost influential edges first" in text  # at no position, for the output has none
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.0.png", "a.1.png", "a.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.0.svg", "a.1.svg", "a.csv"]
     # Rows that read one another are no inputs by themselves.
     text = succeed("lens", f"{__name__}:nodes")
     assert "3 inputs" in text
@@ -149,6 +168,7 @@ def test_programs_and_saved_graphs_are_looked_at_on_their_inputs(graph, tmp_path
         (["ablate", TWO, "--corrupt", "a text"], "has no tokenizer, so it takes no other prompts"),
         (["spectrum", TWO, "--target", "4"], "target 4 is out of range: the output has logits 0 to 3"),
         (["spectrum", TWO, "--position", "1"], "the output [1, 4] has no positions"),
+        (["attribute", f"{__name__}:together"], "this trace holds for 2 rows together and for no other number"),
     ],
 )
 def test_what_cannot_be_looked_at_is_said(arguments, says):

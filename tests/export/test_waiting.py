@@ -44,6 +44,12 @@ def test_how_far_work_has_come_is_a_line_where_stderr_is_no_terminal(monkeypatch
     monkeypatch.setattr("sys.stderr", stream)
     assert list(waiting.progress(range(3), desc="short")) == [0, 1, 2]
     assert not stream.getvalue()
+    # A terminal that cannot write over a line gets lines too.
+    monkeypatch.setattr("sys.stderr", dumb := Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    assert list(waiting.progress(range(3), desc="short")) == [0, 1, 2]
+    assert not dumb.getvalue()
+    monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(waiting, "EVERY", 0.01)
     with waiting.progress(total=4, desc="comparing", unit="contexts") as bar:
         for _ in waiting.progress(range(2), desc="inside"):

@@ -12,6 +12,7 @@ import jetgraph as jg
 from jetgraph.algebra.outline import JoinStep, Outline
 from jetgraph.layout.coordinates import WIDEST, box_width, read_way
 from jetgraph.layout.laying_out import is_laid_out, lay_out
+from jetgraph.layout.streams import along_stream
 from tests.outlines import branch, decoder, gpt2, join, llama, outline
 
 
@@ -47,6 +48,13 @@ def test_thirty_layers_of_nine_heads_fit_a_page_and_do_not_overlap(recipe: str) 
     assert overlaps(dag) == []
     left, right = (extreme(x for _, x in dag.nodes(data="x")) for extreme in (min, max))
     assert right - left < 1.3 * WIDEST
+
+
+def test_no_line_has_the_output_alone() -> None:
+    dag = jg.path_graph(jg.expand(gpt2(4), recipe="frozen"))
+    for page in range(300, 1400, 60):
+        line = along_stream(dag, page).line
+        assert sum(one == line["sink"] for one in line.values()) > 1, page
 
 
 @pytest.mark.parametrize(

@@ -253,14 +253,17 @@ def test_what_reads_no_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     scope: dict[str, Any] = {"jg": jg, "model": loaded.model, "inputs": {"input": torch.randn(1, 3)}}
     lines = [line for line in commands(report) if not line.startswith("jetgraph ")]
     assert lines[0].startswith("inputs = ")
+    # What came with the model is what a command without a prompt looks at.
+    assert f"jetgraph lens {named} --order 0" in commands(report)
+    assert any(line.startswith(f"jetgraph attribute {named} --target '#") for line in commands(report))
     for line in lines:
         exec(line, scope)
-    assert (tmp_path / "graph.html").exists()
     row = loaded.model(**scope["inputs"])[0]
     assert float(made.rows[0][1]) == pytest.approx(float(row.detach().max()), rel=1e-3)
     alone = jg.report(loaded.model, scope["inputs"]["input"])
     for line in commands(alone):
         exec(line, {**scope, "inputs": scope["inputs"]["input"], "prompts": scope["inputs"]["input"]})
+    assert (tmp_path / "graph.html").exists()
 
 
 class Reader(HTMLParser):

@@ -35,6 +35,20 @@ BARS = 60
 NOTHING = 1e-6
 """Classes of a smaller share of the largest are not shown."""
 
+BY = {
+    "all": "all paths",
+    "length": "sites passed",
+    "last": "last branch passed",
+    "first": "first branch passed",
+    "source": "source",
+    "layer": "block of the last branch passed",
+    "pattern": "the first pattern that matches",
+}
+"""What the axis of classes says of those that are not of a kind of sites."""
+
+ABREAST = 50
+"""Letters that have room under the narrowest figure."""
+
 SEEN = 1e-3
 """Bars of a smaller share of the largest are no more than a line."""
 
@@ -129,8 +143,11 @@ class Spectrum(Result):
         places = list(range(len(bars)))
         axes.bar(places, [value for _, value in bars], color=[GIVES if v >= 0 else TAKES for _, v in bars])
         axes.axhline(0, color=OTHER, linewidth=0.6)
-        axes.set_xticks(places, [name for name, _ in bars], rotation=90, fontsize=8, parse_math=False)
-        axes.set_xlabel(f"class: {self.by}")
+        # Names that have room side by side are read without turning the head.
+        turned = 0 if max(len(name) for name, _ in bars) * len(bars) < ABREAST else 90
+        axes.set_xticks(places, [name for name, _ in bars], rotation=turned, fontsize=8, parse_math=False)
+        counted = f"{self.by} passed" if " " in self.by else f"{self.by} sites passed"
+        axes.set_xlabel(BY.get(self.by, counted), parse_math=False)
         axes.set_ylabel(self.what, parse_math=False)
         axes.set_title(self.title, fontsize=8, parse_math=False, wrap=True)
         return figure

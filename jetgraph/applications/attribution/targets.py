@@ -102,9 +102,15 @@ def measured(forward: Forward, aims: Sequence[Aim]) -> float:
 
 def _places(network: Network, position: Positions, shape: Sequence[int]) -> list[int | None]:
     if len(shape) not in (2, 3) or shape[0] != 1:
+        fixed = len(shape) in (2, 3) and not isinstance(network.graph.traced.output.meta["shape"][0], str)
+        what = (
+            f"this trace holds for {shape[0]} rows together and for no other number: trace the model on inputs of one"
+            if fixed
+            else "give prompts one at a time, and name the output when you trace the model"
+        )
         raise InputError(
             f"the output has shape {list(shape)}, but an attribution is of one prompt, with an output [1, classes] or "
-            "[1, position, vocabulary]: give prompts one at a time, and name the output when you trace the model"
+            f"[1, position, vocabulary]: {what}"
         )
     if len(shape) == 2:
         if position not in ("last", None, -1):

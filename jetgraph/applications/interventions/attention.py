@@ -18,7 +18,7 @@ from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, counted_tokens, subject
 from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
-from jetgraph.running.attention import attention_pattern
+from jetgraph.running.attention import attention_pattern, reads_itself
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +46,8 @@ class AttentionPatterns(Result):
     """By example, the texts of its tokens; none where the inputs are no tokens of the queries and keys."""
     counted: Tensor | None = None
     """Where queries are tokens, [example, query]; None where all are."""
+    crossing: frozenset[str] = frozenset()
+    """Branches whose keys are no positions of the stream, but of what else they read: of an encoder, say."""
 
     @property
     def title(self) -> str:
@@ -56,7 +58,7 @@ class AttentionPatterns(Result):
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """example, branch, head, position, token, key, read, weight: a row for each weight of at least `LISTED`.
 
-        Padding has none.
+        Padding has none. `read` is the token of the key, where keys are positions of the stream.
         """
         names = ("example", "branch", "head", "position", "token", "key", "read", "weight")
         columns: dict[str, list[Cell]] = {name: [] for name in names}
@@ -67,6 +69,7 @@ class AttentionPatterns(Result):
             for example, head, query, key in told.nonzero().tolist():
                 texts = self.tokens[example] if self.tokens else []
                 token, read = (texts[place] if place < len(texts) else None for place in (query, key))
+                read = None if alias in self.crossing else read
                 cells = (
                     example,
                     alias,
@@ -83,7 +86,7 @@ class AttentionPatterns(Result):
 
     def shown(self) -> Shown:
         """The largest weights of the last position first; where its heads rest on the first key, those of others."""
-        ends = {alias: self._ends(pattern) for alias, pattern in self.patterns.items()}
+        ends = {alias: self._ends(alias) for alias in self.patterns}
         rests = self.resting > RESTS
 
         def kept(row: Mapping[str, Cell]) -> bool:
@@ -99,19 +102,24 @@ class AttentionPatterns(Result):
         """What the last position gives to the first key, mean over heads: a place to rest, as a rule. 0 of one key."""
         weights = [
             one[:, last, first]
-            for pattern in self.patterns.values()
-            for one, (first, last) in zip(pattern, self._ends(pattern), strict=True)
+            for alias, pattern in self.patterns.items()
+            for one, (first, last) in zip(pattern, self._ends(alias), strict=True)
             if pattern.shape[3] > 1
         ]
         return float(torch.cat(weights).mean()) if weights else 0.0
 
-    def _ends(self, pattern: Tensor) -> list[tuple[int, int]]:
+    def _ends(self, alias: str) -> list[tuple[int, int]]:
         """By example, the first key and the last query that is a token; keys are padded where queries are."""
+        pattern = self.patterns[alias]
         if self.counted is None:
             return [(0, pattern.shape[2] - 1)] * len(pattern)
         places = [row.nonzero().flatten().tolist() for row in self.counted]
-        square = pattern.shape[2] == pattern.shape[3]
-        return [(places[0] if square else 0, places[-1]) for places in places]
+        return [(places[0] if self._square(alias) else 0, places[-1]) for places in places]
+
+    def _square(self, alias: str) -> bool:
+        """Keys are what queries are, padding too."""
+        pattern = self.patterns[alias]
+        return alias not in self.crossing and pattern.shape[2] == pattern.shape[3]
 
     @property
     def note(self) -> str:
@@ -135,7 +143,7 @@ class AttentionPatterns(Result):
         grid = figure.subplots(high, wide, squeeze=False).flatten().tolist()
         image = None
         for axes, (alias, head) in zip(grid, shown, strict=False):
-            image = axes.imshow(self._drawn(self.patterns[alias][0, head]).numpy(), cmap="Blues", vmin=0, vmax=1)
+            image = axes.imshow(self._drawn(alias, head).numpy(), cmap="Blues", vmin=0, vmax=1)
             axes.set_title(f"{alias}.head{self.heads[alias][head]}", fontsize=6, parse_math=False)
         for number, axes in enumerate(grid):
             axes.set_xticks([])
@@ -147,12 +155,13 @@ class AttentionPatterns(Result):
         figure.suptitle(self.title + more, fontsize=9, parse_math=False)
         return figure
 
-    def _drawn(self, pattern: Tensor) -> Tensor:
+    def _drawn(self, alias: str, head: int) -> Tensor:
         """What of the first example's pattern [query, key] is no padding."""
+        pattern = self.patterns[alias][0, head]
         if self.counted is None:
             return pattern
         kept = self.counted[0]
-        return pattern[kept][:, kept] if pattern.shape[0] == pattern.shape[1] else pattern[kept]
+        return pattern[kept][:, kept] if self._square(alias) else pattern[kept]
 
 
 @torch.no_grad()
@@ -209,7 +218,8 @@ def attention_patterns(
     first = next(iter(values.values()))
     rows = (first.shape[0], first.shape[2])
     texts, counted = texts_of(studied.tokenizer, token_ids(graph, given, rows)), counted_tokens(graph, given, rows)
-    return AttentionPatterns(graph.title, values, heads, texts, counted)
+    crossing = frozenset(alias for alias in chosen if not reads_itself(graph.branches[alias]))
+    return AttentionPatterns(graph.title, values, heads, texts, counted, crossing)
 
 
 _HEAD = re.compile(r"(?P<branch>\S+)\.head(?P<head>\d{1,9}|\*)")

@@ -80,11 +80,19 @@ def figure_of(lens: LensValues, row: int, colour: str, columns: int) -> Figure:
         axes.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
     figure.supxlabel(_below(lens, beyond, columns, every), fontsize=9)
     figure.supylabel("point of the stream, and what it follows", fontsize=9)
-    what = "cosine with the output" if lens.features else "most probable tokens"
+    what = _what(lens)
     figure.suptitle(f"{lens.title}: {what}", fontsize=10, parse_math=False)
-    name = what if lens.features else "KL(model ‖ lens), nats" if apart else "probability of the token shown"
+    name = what if lens.features else "KL(model ‖ lens), nats" if apart else "probability of what is shown"
     _bar(figure, panels[-1], name, "both" if apart else "neither")
     return figure
+
+
+def _what(lens: LensValues) -> str:
+    """What cells say."""
+    if lens.features:
+        return "cosine with the output"
+    # Of a model that reads no tokens nothing says that its outputs are some.
+    return "most probable tokens" if lens.vocabulary and lens.ids is not None else "largest outputs"
 
 
 def _label(point: int, after: str) -> str:

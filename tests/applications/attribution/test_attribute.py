@@ -216,7 +216,8 @@ def test_edges_into_a_position(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
     with pytest.raises(jg.InputError, match="there is no position 7: there are 0 to 6"):
         several.at(7)
     with pytest.raises(jg.InputError, match="with positions=True"):
-        jg.attribute(graph, PROMPT, positions=False, tokenizer=loaded.tokenizer).at(0)
+        (alone := jg.attribute(graph, PROMPT, positions=False, tokenizer=loaded.tokenizer)).at(0)
+    assert [one.get_text() for one in alone.figure().axes[0].get_xticklabels()] == ["all", "6 'ue'"]
     assert several.tokens[1] == ("'for'", "' key'")
     assert len(several.figure().axes[0].get_yticks()) == 24
     assert str(several).count("more rows") == 2
@@ -307,7 +308,8 @@ def test_a_graph_as_table_file_and_figure(whole: Attribution, tmp_path: Path) ->
     assert (tmp_path / "graph.csv").read_text().startswith("sender,receiver,flow,share,influence")
     assert "which carry" in repr(pruned)
     axes = whole.figure().axes[0]
-    assert axes.get_ylabel() == "point of the stream"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("position", "point of the stream")
+    assert len(axes.figure.legends) == 1
     # Constants are called as in tables, and not by their number among the sources.
     names = {node.name.partition("@")[0] for node in whole.nodes}
     shown = {text.get_text() for text in axes.texts}

@@ -34,7 +34,7 @@ def test_classes_are_sums_of_centred_logits(traced: Callable[..., Example], tmp_
     torch.testing.assert_close(found.cancellation, found.values.abs().sum(0) / found.total.abs())
     assert found.save(tmp_path / "spectrum.csv").read_text().startswith("example,position,class,value,share,paths")
     assert len(found) == 2 * len(found.counts)
-    assert found.figure().axes[0].get_xlabel() == "class: attn"
+    assert found.figure().axes[0].get_xlabel() == "attn sites passed"
     # A class that is next to nothing everywhere is told of, and not shown.
     small = replace(found, values=found.values * torch.tensor([1.0, 1e-9, 1.0])[:, None, None])
     assert (found.note, len(found.shown().rows(found.columns()))) == ("", len(found))

@@ -110,6 +110,34 @@ class Attention(nn.Module):
         return x + self.o(z.permute(1, 2, 0, 3).flatten(2))
 
 
+class Crossing(nn.Module):
+    """Words that attend to themselves, and to as many features in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.layers, self.out = (
+            nn.Embedding(9, 4),
+            nn.ModuleList(nn.Linear(4, 4) for _ in range(3)),
+            nn.Linear(4, 4),
+        )
+
+    def forward(self, words: Tensor, features: Tensor) -> Tensor:
+        x = self.embed(words)
+        x = x + self.layers[0]((x @ x.mT).softmax(-1) @ x)
+        x = x + self.layers[1]((x @ features.mT).softmax(-1) @ features)
+        q, k = x[:, None], features[:, None]
+        return self.out(x + self.layers[2](F.scaled_dot_product_attention(q, k, k)[:, 0]))
+
+
+def test_keys_of_something_else_are_not_called_as_tokens() -> None:
+    inputs = {"words": torch.tensor([[3, 1, 4]]), "features": torch.randn(1, 3, 4)}
+    columns = jg.attention_patterns(jg.trace(Crossing().eval(), inputs=inputs), inputs).columns()
+    told = {*zip(columns["branch"], columns["key"], columns["read"], strict=True)}
+    own = {("L0.attn", 0, "#3"), ("L0.attn", 1, "#1"), ("L0.attn", 2, "#4")}
+    assert told == own | {(alias, key, None) for alias in ("L1.attn", "L2.attn") for key in range(3)}
+
+
 @pytest.mark.parametrize("way", ["einsum", "fused", "one dimension", "apart", "apart and fused"])
 @torch.no_grad()
 def test_heads_may_come_before_rows_and_keys_before_queries(way: str) -> None:

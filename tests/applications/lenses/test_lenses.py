@@ -7,7 +7,7 @@ import csv
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -445,6 +445,9 @@ def test_pictures_of_long_prompts_stay_readable(demo: Subject) -> None:
     figure = found.figure()
     first, second = figure.axes[:2]
     assert figure.get_supxlabel() == "input token, the last 24 of 40"
+    assert figure.get_suptitle().endswith(": most probable tokens")
+    # Classes are no tokens.
+    assert replace(found, vocabulary=False).figure(columns=2).get_suptitle().endswith(": largest outputs")
     assert [label.get_text() for label in second.get_xticklabels()] == heads_of(found, 0)[16:]
     assert first.images[0].get_array().shape == (5, 24)
     shown = found.comparison.kl[:, 1, 0, 16:].numpy()
