@@ -18,7 +18,7 @@ from jetgraph.jets.registry import bind, nodes_in
 from jetgraph.structure.cuts import carry, find_neurons, needed
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
 from jetgraph.structure.kinds import attention_products
-from jetgraph.structure.operators import is_mixing
+from jetgraph.structure.operators import aten, is_mixing, packet_of
 from jetgraph.structure.parts import Axis
 from jetgraph.structure.regions import Cut, Region
 
@@ -78,6 +78,8 @@ def _beside(region: Region, products: dict[fx.Node, fx.Node]) -> Cut | None:
     met = reversed(list(_meeting(region, products)))
     places += [cut for node in met if (cut := carry(region, node, ())) is not None]
     for place in places:
+        if (cut := _side_by_side(region, products, place)) is not None:
+            return cut
         for product in reversed(products):
             try:
                 cut = _at_place(region, product, products[product], place)
@@ -86,6 +88,36 @@ def _beside(region: Region, products: dict[fx.Node, fx.Node]) -> Cut | None:
             if cut is not None:
                 return cut
     return None
+
+
+def _side_by_side(region: Region, products: dict[fx.Node, fx.Node], place: Cut) -> Cut | None:
+    """The cut at a concatenation or stack of what attention products give, each with heads of its own or as one head,
+    where all heads are equally wide: heads that are a list of modules, or of which some look at windows.
+    """
+    node = place.node
+    stacked = packet_of(node) is aten.stack
+    if not stacked and packet_of(node) is not aten.cat:
+        return None
+    rank = len(node.meta["shape"])
+    dim = (node.args[1] if len(node.args) > 1 else 0) % rank - rank  # type: ignore[operator]
+    number, widths = 0, set()
+    for piece in nodes_in(node.args[:1]):
+        own = next((product for product in reversed(products) if piece in _made_from(product)), None)
+        cut = carry(region, piece, ())
+        if own is None or cut is None:
+            return None
+        try:
+            apart = _at_place(region, own, products[own], cut)
+        except HeadsError:
+            return None
+        alone = Axis(dim, 1, inner=1 if stacked else piece.meta["shape"][dim])
+        axes = (alone,) if apart is None else apart.axes
+        if len(axes) > 1 or axes[0].dim != dim or axes[0].outer != 1 or (stacked and apart is not None):
+            return None
+        number += axes[0].size
+        widths.add(axes[0].inner)
+    (width, *others) = widths
+    return None if others or not isinstance(width, int) else replace(place, axes=(Axis(dim, number, inner=width),))
 
 
 def _meeting(region: Region, products: dict[fx.Node, fx.Node]) -> Iterator[fx.Node]:
