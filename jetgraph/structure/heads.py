@@ -91,15 +91,14 @@ def _beside(region: Region, products: dict[fx.Node, fx.Node]) -> Cut | None:
 
 
 def _side_by_side(region: Region, products: dict[fx.Node, fx.Node], place: Cut) -> Cut | None:
-    """The cut at a concatenation or stack of what attention products give, each with heads of its own or as one head,
-    where all heads are equally wide: heads that are a list of modules, or of which some look at windows.
+    """The cut at a concatenation of what attention products give, each with heads of its own or as one head, where all
+    heads are equally wide: heads that are a list of modules, or of which some look at windows.
     """
     node = place.node
-    stacked = packet_of(node) is aten.stack
-    if not stacked and packet_of(node) is not aten.cat:
+    if packet_of(node) is not aten.cat:
         return None
-    rank = len(node.meta["shape"])
-    dim = (node.args[1] if len(node.args) > 1 else 0) % rank - rank  # type: ignore[operator]
+    dim = bind(node.target, node.args, node.kwargs).get("dim", 0)  # type: ignore[arg-type]
+    dim = dim % len(node.meta["shape"]) - len(node.meta["shape"])
     number, widths = 0, set()
     for piece in nodes_in(node.args[:1]):
         own = next((product for product in reversed(products) if piece in _made_from(product)), None)
@@ -108,16 +107,26 @@ def _side_by_side(region: Region, products: dict[fx.Node, fx.Node], place: Cut) 
             return None
         try:
             apart = _at_place(region, own, products[own], cut)
+            if apart is None and not _has_features(region, own, products[own], piece, dim):
+                return None  # Pieces of a sequence, say.
         except HeadsError:
             return None
-        alone = Axis(dim, 1, inner=1 if stacked else piece.meta["shape"][dim])
-        axes = (alone,) if apart is None else apart.axes
-        if len(axes) > 1 or axes[0].dim != dim or axes[0].outer != 1 or (stacked and apart is not None):
+        (axis, *rest) = (Axis(dim, 1, inner=piece.meta["shape"][dim]),) if apart is None else apart.axes
+        if rest or axis.dim != dim or axis.outer != 1:
             return None
-        number += axes[0].size
-        widths.add(axes[0].inner)
+        number += axis.size
+        widths.add(axis.inner)
     (width, *others) = widths
     return None if others or not isinstance(width, int) else replace(place, axes=(Axis(dim, number, inner=width),))
+
+
+def _has_features(region: Region, product: fx.Node, start: fx.Node, value: fx.Node, dim: int) -> bool:
+    """A dimension of a value holds the features of what an attention product before it gives."""
+    made = _made_from(product)
+    followed = follow(product, [node for node in needed(region, {value}) if node in made and node is not product])
+    layout = followed.get(value)
+    features = {factor for place in _roles(product, start)[0] for factor in followed.start.at(place)}
+    return layout is not None and bool(features) and features.issubset(layout.at(dim))
 
 
 def _meeting(region: Region, products: dict[fx.Node, fx.Node]) -> Iterator[fx.Node]:

@@ -426,10 +426,10 @@ def listed(s, x):
     return s.out(torch.cat([scaled(*head) @ value for *head, value in zip(q, k, v, strict=True)], -1))
 
 
-def stacked(s, x):
-    """Such heads side by side feature by feature."""
-    q, k, v = ((f(x)[..., :4], f(x)[..., 4:]) for f in (s.q, s.k, s.v))
-    return s.out(torch.stack([scaled(*head) @ value for *head, value in zip(q, k, v, strict=True)], -1).flatten(2))
+def blocks_of_positions(s, x):
+    """What is put side by side are positions, and no heads."""
+    halves = zip(*(f(x).chunk(2, 1) for f in (s.q, s.k, s.v)), strict=True)
+    return s.out(torch.cat([scaled(q, k) @ v for q, k, v in halves], 1))
 
 
 def two_kinds(s, x):
@@ -476,7 +476,6 @@ LAYOUTS = {
     "near and far": (near_and_far, 2, 8),
     "normed in groups": (normed_in_groups, 4, 8),
     "listed": (listed, 2, 8),
-    "stacked": (stacked, 2, 8),
     "two kinds": (two_kinds, 4, 8),
     "retention": (retention, 2, 8),
     "summed up": (summed_up, 2, 8),
@@ -509,7 +508,7 @@ def test_heads_are_found_wherever_they_are(kind):
             found = [alias for alias in split.branches if alias.startswith(f"L{number}.attn.")]
             assert found == [f"L{number}.attn.head{head}" for head in range(heads)], name
             columns = torch.arange(8).reshape(heads, -1)
-            if name in ("features outside", "stacked"):
+            if name == "features outside":
                 columns = torch.arange(8).reshape(-1, heads).T
             point = forward.point(number)
             for head, alias in enumerate(found):
@@ -518,6 +517,11 @@ def test_heads_are_found_wherever_they_are(kind):
                 expected = alone(point) - point - alone.out.bias
                 assert expected.abs().max() > 0.01
                 assert_close(forward.component(alias), expected)
+
+
+def test_pieces_of_a_sequence_are_no_heads():
+    graph = jg.trace(Layout(blocks_of_positions).eval(), torch.randn(2, 6, 8)).split("heads")
+    assert [alias for alias in graph.branches if ".head" in alias] == ["L0.attn.head0"]
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
