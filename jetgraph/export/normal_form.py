@@ -6,6 +6,7 @@ something else: they may round once more.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,7 @@ def normalise(graph: fx.Graph) -> None:
     call_attention_as_models_do(graph)
     _write_constant_powers_as_ones(graph)
     _write_norms_by_running_statistics_alike(graph)
+    _write_moments_apart(graph)
     write_out_steps(graph)
     _unfuse_sums(graph)
     write_sums_over_stacks(graph)
@@ -51,6 +53,7 @@ def normalise(graph: fx.Graph) -> None:
     _write_sums_as_adds(graph)
     distribute_over_differences(graph)
     write_updates_as_sums(graph)
+    _write_open_ends_as_none(graph)
     _nest_concatenations(graph)
 
 
@@ -169,6 +172,31 @@ def _write_norms_by_running_statistics_alike(graph: fx.Graph) -> None:
             node.target = aten.batch_norm.default
 
 
+def _write_moments_apart(graph: fx.Graph) -> None:
+    """var_mean and std_mean become two operators, of which one is affine and the other one can be held."""
+    for node in list(graph.nodes):
+        moment = _MOMENTS.get(node.target)
+        if moment is None or any(user.target is not operator.getitem for user in node.users):
+            continue
+        value, dims, keep = node.args[0], (*node.args[1:], None)[0], node.kwargs.get("keepdim", False)
+        for part in list(node.users):
+            with graph.inserting_before(node):
+                alone = (
+                    graph.call_function(aten.mean.dim, (value, dims, keep))
+                    if part.args[1]
+                    else graph.call_function(moment, node.args, dict(node.kwargs))
+                )
+            alone.meta = dict(part.meta)
+            _replace(part, alone)
+        graph.erase_node(node)
+
+
+_MOMENTS = {
+    aten.var_mean.correction: aten.var.correction,
+    aten.std_mean.correction: aten.std.correction,
+}
+
+
 def _unfuse_sums(graph: fx.Graph) -> None:
     """Sums that an operator makes together with something else become adds of their own, so that they can be joins.
 
@@ -276,6 +304,13 @@ def _write_sums_as_adds(graph: fx.Graph) -> None:
             total = graph.call_function(aten.add.Tensor, (one, scaled))
             total.meta = dict(node.meta)
         _replace(node, total)
+
+
+def _write_open_ends_as_none(graph: fx.Graph) -> None:
+    """What is written up to the end has none: `torch.vmap` counts on from the largest number, which is an error."""
+    for node in graph.find_nodes(op="call_function", target=aten.slice_scatter.default):
+        if len(node.args) > 4 and node.args[4] == 2**63 - 1:
+            node.update_arg(4, None)
 
 
 def _nest_concatenations(graph: fx.Graph) -> None:

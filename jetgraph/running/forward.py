@@ -51,10 +51,10 @@ class Forward:
         self.graph = graph
         self.state = state
         self.inputs = inputs
-        self.sizes = Sizes(inputs) if sizes is None else sizes
-        """Shapes, for which nothing is run."""
         self.values = Values(state, inputs, graph.positions) if values is None else values
         """Values of nodes, patches included."""
+        self.sizes = Sizes(inputs, values=self.values.__getitem__) if sizes is None else sizes
+        """Shapes, for which nothing is run unless they depend on values."""
         self.pieces = Pieces(self.values, fusion)
         """Regions and branches as functions."""
         self.stages = Stages(graph.structure, self.values, self.pieces, self.sizes)

@@ -1,14 +1,15 @@
-"""Shapes of values for given inputs. Nothing is run for them: the graph has a formula for each size."""
+"""Shapes of values for given inputs. Nothing is run for them where the graph has a formula for each size."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.sizes import evaluate as size_of
+from jetgraph.errors import SizeError
 
 
 class Sizes:
@@ -20,18 +21,31 @@ class Sizes:
         The inputs by placeholder, as `Traced.input_values` gives them.
     others
         Open sizes by name that are not those of the inputs.
+    values
+        Gives a node's value, for sizes that depend on values, such as how long the longest text is without padding.
     """
 
-    def __init__(self, inputs: Mapping[fx.Node, Tensor], others: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Mapping[fx.Node, Tensor],
+        others: Mapping[str, int] | None = None,
+        values: Callable[[fx.Node], Tensor] | None = None,
+    ) -> None:
         self._inputs = inputs
         self._others = dict(others or {})
+        self._values = values
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Sizes of a node's value."""
         shape = node.meta["shape"]
         if all(isinstance(size, int) for size in shape):
             return shape
-        return tuple(size if isinstance(size, int) else self._size(size) for size in shape)
+        try:
+            return tuple(size if isinstance(size, int) else self._size(size) for size in shape)
+        except SizeError:
+            if self._values is None:
+                raise
+        return tuple(self._values(node).shape)
 
     def zeros(self, node: fx.Node) -> Tensor:
         """Zeros of a node's shape and type, where the inputs are."""

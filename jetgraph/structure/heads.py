@@ -18,7 +18,7 @@ from jetgraph.jets.registry import bind, nodes_in
 from jetgraph.structure.cuts import carry, find_neurons, needed
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
 from jetgraph.structure.kinds import attention_products
-from jetgraph.structure.operators import is_mixing
+from jetgraph.structure.operators import aten, is_mixing, packet_of
 from jetgraph.structure.parts import Axis
 from jetgraph.structure.regions import Cut, Region
 
@@ -78,6 +78,8 @@ def _beside(region: Region, products: dict[fx.Node, fx.Node]) -> Cut | None:
     met = reversed(list(_meeting(region, products)))
     places += [cut for node in met if (cut := carry(region, node, ())) is not None]
     for place in places:
+        if (cut := _side_by_side(region, products, place)) is not None:
+            return cut
         for product in reversed(products):
             try:
                 cut = _at_place(region, product, products[product], place)
@@ -86,6 +88,45 @@ def _beside(region: Region, products: dict[fx.Node, fx.Node]) -> Cut | None:
             if cut is not None:
                 return cut
     return None
+
+
+def _side_by_side(region: Region, products: dict[fx.Node, fx.Node], place: Cut) -> Cut | None:
+    """The cut at a concatenation of what attention products give, each with heads of its own or as one head, where all
+    heads are equally wide: heads that are a list of modules, or of which some look at windows.
+    """
+    node = place.node
+    if packet_of(node) is not aten.cat:
+        return None
+    dim = bind(node.target, node.args, node.kwargs).get("dim", 0)  # type: ignore[arg-type]
+    dim = dim % len(node.meta["shape"]) - len(node.meta["shape"])
+    number, widths = 0, set()
+    for piece in nodes_in(node.args[:1]):
+        own = next((product for product in reversed(products) if piece in _made_from(product)), None)
+        cut = carry(region, piece, ())
+        if own is None or cut is None:
+            return None
+        try:
+            apart = _at_place(region, own, products[own], cut)
+            if apart is None and not _has_features(region, own, products[own], piece, dim):
+                return None  # Pieces of a sequence, say.
+        except HeadsError:
+            return None
+        (axis, *rest) = (Axis(dim, 1, inner=piece.meta["shape"][dim]),) if apart is None else apart.axes
+        if rest or axis.dim != dim or axis.outer != 1:
+            return None
+        number += axis.size
+        widths.add(axis.inner)
+    (width, *others) = widths
+    return None if others or not isinstance(width, int) else replace(place, axes=(Axis(dim, number, inner=width),))
+
+
+def _has_features(region: Region, product: fx.Node, start: fx.Node, value: fx.Node, dim: int) -> bool:
+    """A dimension of a value holds the features of what an attention product before it gives."""
+    made = _made_from(product)
+    followed = follow(product, [node for node in needed(region, {value}) if node in made and node is not product])
+    layout = followed.get(value)
+    features = {factor for place in _roles(product, start)[0] for factor in followed.start.at(place)}
+    return layout is not None and bool(features) and features.issubset(layout.at(dim))
 
 
 def _meeting(region: Region, products: dict[fx.Node, fx.Node]) -> Iterator[fx.Node]:

@@ -38,7 +38,7 @@ _NORMS = NORMS - {aten.sqrt, aten.rsqrt, aten._native_batch_norm_legit_no_traini
 _LENGTHS = {aten.linalg_vector_norm: 1, aten.norm: 1, aten.std: 1, aten.var: 2, aten.square: 2}
 """Operators that square what they read, and the degree that they multiply by."""
 
-_DEVIATIONS = {aten.std, aten.var, aten.var_mean}
+_DEVIATIONS = {aten.std, aten.var}
 
 _POWERS = {
     aten.sqrt: 0.5, aten.rsqrt: -0.5, aten.reciprocal: -1, aten.abs: 1, aten.relu: 1, aten.leaky_relu: 1,
@@ -223,8 +223,6 @@ class _Degrees:
         scaled = {arg for arg in reads if self._found[arg] != 0}
         if len(kept := {self._found[arg] for arg in scaled}) == 1 and self._keeps(node, packet, bound, scaled):
             return kept.pop()
-        if packet is aten.var_mean:
-            return [2 * first, first]
         if len(reads) == 1 and packet in _POWERS:
             return first * _POWERS[packet]
         if packet is aten.pow and len(reads) == 1 and isinstance(power := node.args[1], int | float):

@@ -52,6 +52,7 @@ from jetgraph.structure.operators import (
     mixes,
     packet_of,
 )
+from jetgraph.structure.places import reads_elsewhere
 from jetgraph.structure.regions import Join, Region
 
 
@@ -300,7 +301,10 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
         return None
     regions = [flow.region(fork, other) for other in dependent]
     if not any(mixes(node) for region in regions for node in region.nodes):
-        return None
+        # What reads pieces of a wider value is put side by side with the rest, and no layer of its own.
+        keeps = not total.concat and kind in KEEPING
+        if not (keeps and any(reads_elsewhere(flow, region, skip) for region in regions)):
+            return None
     # Two linear layers side by side are one linear layer, and none of them a skip; a norm by kept statistics is one.
     # Put side by side, a value and linear images of it are one as well.
     normed = not total.concat and keeps_channels(flow, flow.between(fork, skip))

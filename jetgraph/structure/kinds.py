@@ -31,7 +31,7 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
 
     These are fused attention (which starts at itself), products with what a softmax gives, and in general each product
     of something with an earlier product, both factors of both being activations. So softmax may be written by hand,
-    masked or renormalised, or be a sigmoid or nothing (linear attention).
+    masked or renormalised, or be a sigmoid or nothing (linear attention, with kᵀ v summed up to each place too).
     """
     activations = {region.entry, *region.nodes, *region.context}
     scores: list[fx.Node] = []
@@ -54,10 +54,26 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
             if len(factors) > 1:
                 made |= 1 << len(scores)
                 scores.append(node)
+        elif packet is aten.mul and _is_summed_up(node) and activations.issuperset(node.all_input_nodes):
+            made |= 1 << len(scores)
+            scores.append(node)
         elif packet in SOFTMAX:
             starts |= dict.fromkeys((product for product in _weighted_by(node) if product in region.node_set), node)
         above[node] = made
     return {node: starts[node] for node in region.nodes if node in starts}
+
+
+def _is_summed_up(product: fx.Node) -> bool:
+    """Every feature of one value times every one of another, which is read by cumulative sums alone."""
+    shapes = [arg.meta.get("shape", ()) for arg in product.all_input_nodes]
+    return (
+        bool(product.users)
+        and all(packet_of(user) is aten.cumsum for user in product.users)
+        and len(shapes) == 2
+        and len(shapes[0]) == len(shapes[1])
+        and any(one == 1 != other for one, other in zip(*shapes, strict=True))
+        and any(other == 1 != one for one, other in zip(*shapes, strict=True))
+    )
 
 
 def _weighted_by(softmax: fx.Node) -> Iterator[fx.Node]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from jetgraph.jets.registry import bind, find_rule
-from jetgraph.jets.rules.norms import normalised, rms_eps, scaled_and_shifted
+from jetgraph.jets.rules.norms import normalised, over_groups, rms_eps, scaled_and_shifted
 from jetgraph.jets.series import Series, has_series
 
 aten = torch.ops.aten
@@ -42,8 +42,11 @@ class Axis:
         return numbers.reshape(-1, *[1] * (-self.dim - 1))
 
 
-NORMS = {aten.layer_norm.default: True, aten.rms_norm.default: False}
+_OVER_LAST = {aten.layer_norm.default: True, aten.rms_norm.default: False}
 """Norms over the last dimensions that are one operator, and whether they take the mean off first."""
+
+NORMS = {*_OVER_LAST, aten.group_norm.default}
+"""All norms that are one operator."""
 
 
 def whole_of(node: fx.Node) -> fx.Node:
@@ -61,14 +64,19 @@ def held(node: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int) -> An
 def held_norm(norm: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int) -> Any:
     """g ⊙ (y − mean y) / σ(x) + b, for the part y among `values` of the whole x; without the means in an RMS norm."""
     bound = bind(norm.target, norm.args, norm.kwargs)  # type: ignore[arg-type]
-    dims = list(range(-len(bound["normalized_shape"]), 0))
-    centred = NORMS[norm.target]  # type: ignore[index]
     y = values[whole_of(norm)]
     whole, part = (value if isinstance(value, Series) else Series.constant(value, order) for value in (x, y))
-    eps = bound.get("eps", 1e-5) if centred else rms_eps(bound.get("eps"), whole.dtype)
-    scaled = normalised(order, whole, dims, eps, centred=centred, held=False, part=part)
     weight, bias = (None if node is None else values[node] for node in (bound.get("weight"), bound.get("bias")))
-    result = scaled_and_shifted(order, scaled, weight, bias, whole.dtype)
+    if norm.target is aten.group_norm.default:
+        result = over_groups(
+            order, whole, bound["num_groups"], weight, bias, bound.get("eps", 1e-5), held=False, part=part
+        )
+    else:
+        dims = list(range(-len(bound["normalized_shape"]), 0))
+        centred = _OVER_LAST[norm.target]  # type: ignore[index]
+        eps = bound.get("eps", 1e-5) if centred else rms_eps(bound.get("eps"), whole.dtype)
+        scaled = normalised(order, whole, dims, eps, centred=centred, held=False, part=part)
+        result = scaled_and_shifted(order, scaled, weight, bias, whole.dtype)
     return result if has_series((x, y)) else result.coefficient(0)
 
 

@@ -137,3 +137,41 @@ def test_instance_norms_by_running_statistics(affine: bool) -> None:
     factor = (norm.running_var + norm.eps).rsqrt()[:, None]
     expected = [(x**2 - norm.running_mean[:, None]) * factor, 2 * x * v * factor, v * v * factor]
     torch.testing.assert_close(jg.jet(lambda y: norm(y**2), x, v, 2), torch.stack(expected))
+
+
+@pytest.mark.parametrize("moments", [torch.var_mean, torch.std_mean])
+def test_norms_by_both_moments_at_once(moments: Any) -> None:
+    """With the deviation held they are affine: the mean is an operator of its own."""
+    root = (lambda v: v.sqrt()) if moments is torch.var_mean else (lambda v: v)
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            moment, mean = moments(x, -1, keepdim=True)
+            return x + self.layer((x - mean) / (root(moment) + 0.1))
+
+    torch.manual_seed(0)
+    block, x = Block().double().eval(), torch.randn(2, 3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        values = jg.compile(jg.expand(jg.trace(block, x), rules={"*": jg.Freeze()}))(x)
+        branch = next(value for path, value in values.terms.items() if "L0" in str(path))
+        torch.testing.assert_close(branch, block(x) - x)
+        torch.testing.assert_close(values.total, block(x))
+
+
+def test_writes_up_to_the_end() -> None:
+    """They have none, for torch.vmap takes no slice_scatter up to 2**63 - 1."""
+    graph = fx.Graph()
+    whole, part = graph.placeholder("whole"), graph.placeholder("part")
+    for node, shape in ((whole, (4, 2)), (part, (3, 2))):
+        node.meta = {"shape": shape, "dtype": torch.float64, "module_path": ""}
+    written = graph.call_function(aten.slice_scatter.default, (whole, part, 0, 1, 2**63 - 1))
+    written.meta = dict(whole.meta)
+    graph.output(written)
+    normalise(graph)
+    run = fx.GraphModule(torch.nn.Module(), graph)
+    x, y = torch.randn(5, 4, 2), torch.randn(5, 3, 2)
+    assert torch.equal(torch.vmap(run)(x, y), torch.cat([x[:, :1], y], 1))

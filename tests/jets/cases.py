@@ -406,6 +406,31 @@ for _name in ("linalg_slogdet", "slogdet"):
         SQUARE,
     )
 
+
+def _qr(a: np.ndarray, mode: str = "reduced") -> list[np.ndarray]:
+    """One reflection, as LAPACK makes it of positive numbers; of what lies beside the square the image by it."""
+    x, y = a[:2, 0] / -d.sqrt(np.asarray([a[0, 0] ** 2 + a[1, 0] ** 2], dtype=object))[0]
+    q = np.array([[x, y], [y, -x]], dtype=object)
+    return [q, q.T @ a]
+
+
+def _matrix_exp(a: np.ndarray) -> np.ndarray:
+    return np.array(mp.expm(mp.matrix(a.tolist())).tolist(), dtype=object)
+
+
+# Of size 1, for torch's slopes are those of symmetric directions; others are in test_function and test_complex.
+for _name in ("linalg_cholesky", "linalg_cholesky_ex", "cholesky"):
+    by_definition(f"{_name}.default", d.sqrt, V((2, 1, 1), 0.5, 2.0))
+by_definition(
+    "cholesky_solve.default", lambda b, factor: _inverse(np.tril(factor) @ np.tril(factor).T) @ b, BESIDE, SQUARE
+)
+by_definition("cholesky_inverse.default", lambda factor: _inverse(np.tril(factor) @ np.tril(factor).T), SQUARE)
+by_definition("linalg_qr.default", _qr, SQUARE)
+by_definition("linalg_qr.default", _qr, V((2, 3), 0.5, 2.0))
+by_definition("linalg_qr.default", lambda a, mode: [np.zeros(0), _qr(a)[1]], SQUARE, mode="r")
+for _name in ("linalg_matrix_exp", "matrix_exp"):
+    by_definition(f"{_name}.default", _matrix_exp, SQUARE)
+
 # Elementwise
 
 for _name, _definition, _argument in (
@@ -679,6 +704,9 @@ poly("mode.default", V((3, 5)), 0, True)
 poly("median.default", CUBE)
 poly("nanmedian.default", V((3, 5)))
 poly("kthvalue.default", V((3, 5)), 2, 1)
+poly("quantile.scalar", V((3, 5)), 0.3, 1)
+poly("quantile.scalar", V((3, 5)), 0.3, keepdim=True, interpolation="midpoint")
+poly("quantile.default", V((3, 5)), torch.tensor([0.25, 0.75], dtype=torch.float64), 0, True, interpolation="higher")
 poly("topk.default", V((3, 5)), 2)
 poly("topk.default", V((3, 5)), 2, 0, False)
 poly("sort.default", V((3, 5)), 0, True)

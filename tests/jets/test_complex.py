@@ -42,6 +42,11 @@ def unwindowed(z: Tensor) -> Tensor:
     return torch.istft(z, 8, hop_length=4, window=torch.ones(8, dtype=torch.float64))
 
 
+def positive(z: Tensor) -> Tensor:
+    """Hermitian matrices with eigenvalues of their own, of which half is read."""
+    return z @ z.mH + torch.diag_embed(torch.arange(1.0, z.shape[-2] + 1)).to(z)
+
+
 OF_REAL: dict[str, Callable[[Tensor], Tensor]] = {
     "fft": lambda x: real(torch.fft.fft(x, dim=1)),
     "rfft": lambda x: real(torch.fft.rfft(x, n=7)),
@@ -54,6 +59,8 @@ OF_REAL: dict[str, Callable[[Tensor], Tensor]] = {
     "ifftshift": lambda x: torch.fft.ifftshift(x, dim=1),
     "stft": lambda x: real(windowed(x)),
     "istft": lambda x: unwindowed(windowed(x) ** 2),
+    "eigenvalues": lambda x: torch.linalg.eigvalsh(positive(x) + x[:, :, :4].triu(1)),
+    "eigenvectors": lambda x: torch.linalg.eigh(positive(x) + x[:, :, :4].tril(-1), "U")[1].square(),
     "real and a complex number": lambda x: real(torch.exp(1j * x) + (x + 0.5j) / 2j - (1j - x)),
     "complex": lambda x: real(torch.complex(x, x * x)),
     "polar": lambda x: real(torch.polar(x, x * x)),
@@ -108,6 +115,7 @@ OF_COMPLEX: dict[str, Callable[[Tensor], Tensor]] = {
     "unit": lambda z: z / z.abs(),
     "cumsum": lambda z: z.cumsum(1),
     "mean": lambda z: z.mean(1, keepdim=True) * z,
+    "cholesky": lambda z: torch.linalg.cholesky(positive(z) + (z @ z.mT).triu(1)),
     "matmul": lambda z: z @ z.transpose(1, 2),
     "einsum": lambda z: torch.einsum("bij,bkj->bik", z, z.conj()),
     "where": lambda z: torch.where((z.real > 0) & (z != 0), z, 0 * z),

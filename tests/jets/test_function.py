@@ -219,11 +219,25 @@ CONTINUED: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] =
         lambda x: torch.linalg.matrix_power(x[:, 1:] ** 2, -2),
         lambda x: torch.linalg.inv(x[:, 1:] ** 2) @ torch.linalg.inv(x[:, 1:] ** 2),
     ),
+    (lambda x: torch.linalg.cholesky(_symmetric(x)), lambda x: _cholesky(_symmetric(x))),
+    (lambda x: torch.linalg.cholesky(_symmetric(x), upper=True), lambda x: _cholesky(_symmetric(x)).mT),
+    (lambda x: torch.linalg.qr(x[:, :2])[1].square(), lambda x: _cholesky(x[:, :2].mT @ x[:, :2]).mT ** 2),
     (lambda x: torch.tensor_split(x, torch.tensor([1, 2]))[1], lambda x: x[1:2]),
     (lambda x: F.mse_loss(x, x.tanh()), lambda x: ((x - x.tanh()) ** 2).mean()),
     (lambda x: F.kl_div(x, x.flip(0).exp(), reduction="sum"), lambda x: (x.flip(0).exp() * (x.flip(0) - x)).sum()),
 ]
 """Functions, and their continuations to complex numbers."""
+
+
+def _symmetric(x: Tensor) -> Tensor:
+    return x[:2].mT[1:3] @ x[:2, 1:3] + torch.diag(torch.tensor([1.0, 3.0])).to(x)
+
+
+def _cholesky(a: Tensor) -> Tensor:
+    """Of two rows."""
+    first = a[0, 0].sqrt()
+    beside = a[1, 0] / first
+    return torch.stack([first, 0 * first, beside, (a[1, 1] - beside**2).sqrt()]).view(2, 2)
 
 
 def _length(x: Tensor, p: int) -> Tensor:

@@ -357,13 +357,17 @@ def dtype_is_the_plain_ops(prepared: Prepared) -> None:
         try:
             plain, short = results(dtype)
         except (RuntimeError, NotImplementedError) as error:
-            if not any(said in str(error) for said in ("not implemented", "not supported", "expected")):
+            if not any(
+                said in str(error) for said in ("not implemented", "not supported", "expected", "must be either")
+            ):
                 raise
             continue  # The op itself has no kernel for the dtype.
         for value, result, reference in zip(plain, short, exact, strict=True):
             if not isinstance(result, Series) or not isinstance(reference, Series):
                 continue
             assert result.dtype == value.dtype
+            if not value.isfinite().all():
+                continue  # The op's own kernel gives none, as that of matrix_exp in bfloat16.
             scale = reference.stacked().abs().max()
             error = (result.stacked().double() - reference.stacked()).abs().max()
             assert float(error) <= 400 * torch.finfo(dtype).eps * float(scale) + 1e-6

@@ -420,6 +420,40 @@ def normed_in_groups(s, x):
     return s.out((y * ((y * y).mean(-1, keepdim=True) + 1e-6).rsqrt()).flatten(2))
 
 
+def listed(s, x):
+    """A module's own columns for each head, one after the other."""
+    q, k, v = ((f(x)[..., :4], f(x)[..., 4:]) for f in (s.q, s.k, s.v))
+    return s.out(torch.cat([scaled(*head) @ value for *head, value in zip(q, k, v, strict=True)], -1))
+
+
+def blocks_of_positions(s, x):
+    """What is put side by side are positions, and no heads."""
+    halves = zip(*(f(x).chunk(2, 1) for f in (s.q, s.k, s.v)), strict=True)
+    return s.out(torch.cat([scaled(q, k) @ v for q, k, v in halves], 1))
+
+
+def two_kinds(s, x):
+    """Two heads, and two others of another kind, put side by side."""
+    q, k, v = (f(x).unflatten(-1, (4, 2)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    first = scaled(q[:, :2], k[:, :2]) @ v[:, :2]
+    rest = F.scaled_dot_product_attention(q[:, 2:], k[:, 2:], v[:, 2:].cumsum(2))
+    return s.out(torch.cat([first.transpose(1, 2).flatten(2), rest.transpose(1, 2).flatten(2)], -1))
+
+
+def retention(s, x):
+    """No softmax, and one norm over groups of channels that are the heads."""
+    q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    y = (q @ k.transpose(-1, -2) * torch.ones(6, 6).tril() @ v).transpose(1, 2)
+    return s.out(F.group_norm(y.reshape(-1, 8), 2).view(-1, 6, 8))
+
+
+def summed_up(s, x):
+    """Linear attention, whose kᵀ v is a sum up to each place of products of single features."""
+    q, k, v = (F.elu(f(x).unflatten(-1, (2, 4)).transpose(1, 2)) for f in (s.q, s.k, s.v))
+    state = (k.unsqueeze(-1) * v.unsqueeze(-2)).cumsum(2)
+    return s.out((q.unsqueeze(-2) @ state).squeeze(-2).transpose(1, 2).flatten(2))
+
+
 LAYOUTS = {
     # name: (attention, heads, width of keys and values)
     "windows": (windows, 2, 8),
@@ -441,12 +475,16 @@ LAYOUTS = {
     "differential": (differential, 2, 8),
     "near and far": (near_and_far, 2, 8),
     "normed in groups": (normed_in_groups, 4, 8),
+    "listed": (listed, 2, 8),
+    "two kinds": (two_kinds, 4, 8),
+    "retention": (retention, 2, 8),
+    "summed up": (summed_up, 2, 8),
     "single": (single, 1, 8),
     "one feature": (one_feature, 8, 8),
 }
 
 
-FIXED = {"windows", "windows in the batch", "image", "normed by head"}
+FIXED = {"windows", "windows in the batch", "image", "normed by head", "retention"}
 """Those that have the number of positions written down."""
 SHORT = ["image", "sequence first", "chunks"]
 """Those whose views read differently where all sizes are numbers."""
@@ -479,6 +517,11 @@ def test_heads_are_found_wherever_they_are(kind):
                 expected = alone(point) - point - alone.out.bias
                 assert expected.abs().max() > 0.01
                 assert_close(forward.component(alias), expected)
+
+
+def test_pieces_of_a_sequence_are_no_heads():
+    graph = jg.trace(Layout(blocks_of_positions).eval(), torch.randn(2, 6, 8)).split("heads")
+    assert [alias for alias in graph.branches if ".head" in alias] == ["L0.attn.head0"]
 
 
 @pytest.mark.parametrize("batch_first", [True, False])

@@ -1,20 +1,23 @@
-"""Solutions of linear equations, inverses and determinants.
+"""Solutions of linear equations, inverses, determinants, and factors of matrices.
 
 What solves A X = B at the centre solves it at every order: A_0 X_j = B_j − Σ_{i=1..j} A_i X_(j−i).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from jetgraph.errors import MissingRuleError
+from jetgraph.jets.arithmetic import cast, widened
 from jetgraph.jets.domain import demand, nonzero
 from jetgraph.jets.elementary import Rows
-from jetgraph.jets.registry import register_rule
+from jetgraph.jets.registry import find_rule, register_rule
+from jetgraph.jets.rules.centres import with_own_centre
 from jetgraph.jets.series import Series
 
 aten = torch.ops.aten
@@ -157,3 +160,152 @@ for _op in (aten.linalg_det.default, aten.det.default):
     register_rule(_op, _determinant)
 for _op in (aten.linalg_slogdet.default, aten.slogdet.default):
     register_rule(_op, _log_determinant)
+
+
+# Factors
+
+
+def _product(one: Sequence[Tensor | None], other: Sequence[Tensor | None], j: int, turned: str = "") -> Tensor | None:
+    """Σ_{0<i<j} X_i Y_(j−i), of which one may be turned over, `left` or `right`."""
+    total: Tensor | None = None
+    for i in range(1, j):
+        x, y = one[i], other[j - i]
+        if x is not None and y is not None:
+            part = (x.mH if turned == "left" else x) @ (y.mH if turned == "right" else y)
+            total = part if total is None else total + part
+    return total
+
+
+def _less(value: Tensor | None, other: Tensor | None, like: Tensor) -> Tensor:
+    """The difference of two rows, of which each may be zero."""
+    value = torch.zeros_like(like) if value is None else value
+    return value if other is None else value - other
+
+
+def _from_half(matrix: Tensor, upper: bool) -> Tensor:
+    """The symmetric matrix of which one half is read."""
+    half = matrix.triu(1) if upper else matrix.tril(-1)
+    return half + half.mH + matrix.diagonal(0, -2, -1).real.diag_embed()
+
+
+def _cholesky(order: int, a: Series, upper: bool = False) -> Series:
+    """L_0 L_j* + L_j L_0* = A_j − Σ L_i L_(j−i)*, of which half is read, so that L_j = L_0 half(L_0⁻¹ … L_0⁻*)."""
+    first = aten.linalg_cholesky.default(a.coefficient(0), upper=upper)
+    rows: list[Tensor | None] = [first.mH if upper else first]
+    for j, read in enumerate(a.rows()[1:], 1):
+        if read is not None:
+            read = _from_half(read, upper)
+        beside = _product(rows, rows, j, "right")
+        if read is None and beside is None:
+            rows.append(None)
+            continue
+        rest = _less(read, beside, first)
+        solve = partial(torch.linalg.solve_triangular, rows[0], upper=False)
+        inner = solve(solve(rest).mH).mH.tril()
+        rows.append(rows[0] @ (inner - inner.diagonal(0, -2, -1).diag_embed() / 2))
+    return Series.of_rows([row.mH if upper and row is not None else row for row in rows], order, first)
+
+
+def _cholesky_ex(order: int, a: Series, *, upper: bool = False, check_errors: bool = False) -> tuple[Series, Tensor]:
+    _, info = aten.linalg_cholesky_ex.default(a.coefficient(0), upper=upper, check_errors=check_errors)
+    return _cholesky(order, a, upper), info
+
+
+def _turned(value: Any) -> Any:
+    return value.like(value.coefficients.mH) if isinstance(value, Series) else value.mH
+
+
+def _cholesky_solve(order: int, b: Any, factor: Any, upper: bool = False) -> Series:
+    """L L* X = B"""
+    lower = _turned(factor) if upper else factor
+    return _solve_triangular(order, _turned(lower), _solve_triangular(order, lower, b, upper=False), upper=True)
+
+
+def _cholesky_inverse(order: int, factor: Series, upper: bool = False) -> Series:
+    ones = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand(factor.shape)
+    return _cholesky_solve(order, ones, factor, upper)
+
+
+def _qr(order: int, a: Series, mode: str = "reduced") -> tuple[Any, Series]:
+    """Q_j R_0 + Q_0 R_j = S and Q_j* Q_0 + Q_0* Q_j = N: what Q_j is along Q_0 follows from R_j having one half."""
+    tall, wide = a.shape[-2:]
+    if mode == "complete" and tall > wide:
+        raise MissingRuleError(
+            "linalg_qr has no Taylor rule with mode='complete' for more rows than columns, where Q is not one function "
+            "of the matrix: use mode='reduced'"
+        )
+    square = a.like(a.coefficients[..., : min(tall, wide)])
+    first, upper = torch.linalg.qr(square.coefficient(0))
+    demand(upper.diagonal(0, -2, -1), nonzero, "the columns of a matrix under a QR decomposition must be independent")
+    q: list[Tensor | None] = [first]
+    r: list[Tensor | None] = [upper]
+    over = partial(torch.linalg.solve_triangular, upper, upper=True, left=False)
+    for j, read in enumerate(square.rows()[1:], 1):
+        rest, beside = _less(read, _product(q, r, j), first), _product(q, q, j, "left")
+        along = first.mH @ over(rest)
+        norm = _less(None, beside, upper)
+        turn = along.tril(-1)
+        turn = turn + (norm.triu(1) - turn.mH) + norm.diagonal(0, -2, -1).diag_embed() / 2
+        r.append((along - turn).triu() @ upper)
+        q.append(over(rest - first @ r[-1]))
+    orthogonal, triangle = Series.of_rows(q, order, first), Series.of_rows(r, order, upper)
+    if wide > tall:
+        triangle = find_rule(aten.matmul.default).rule(order, _turned(orthogonal), a)  # type: ignore[union-attr]
+    return (first.new_empty(0) if mode == "r" else orthogonal), triangle
+
+
+def _eigh(order: int, a: Series, UPLO: str = "L") -> tuple[Series, Series]:
+    """A V = V Λ and V* V = 1, where no two eigenvalues are one."""
+    values, vectors = torch.linalg.eigh(a.coefficient(0), UPLO)
+    gaps = values.unsqueeze(-2) - values.unsqueeze(-1)
+    demand(gaps + torch.eye(gaps.shape[-1]).to(gaps), nonzero, "the eigenvalues of a matrix must differ")
+    rows = [None if row is None else _from_half(row, UPLO == "U") for row in a.rows()]
+    v: list[Tensor | None] = [vectors]
+    roots: list[Tensor | None] = [values]
+    for j in range(1, order + 1):
+        rest = None if rows[j] is None else rows[j] @ vectors
+        rest = _less(rest, None, vectors) + _less(_product(rows, v, j), None, vectors)
+        scaled = [None if root is None else root.to(vectors.dtype).diag_embed() for root in roots]
+        inner = vectors.mH @ _less(rest, _product(v, scaled, j), vectors)
+        roots.append(inner.diagonal(0, -2, -1).real)
+        turn = inner / (gaps + torch.eye(gaps.shape[-1]).to(gaps))
+        norm = _less(None, _product(v, v, j, "left"), vectors).diagonal(0, -2, -1) / 2
+        v.append(vectors @ (turn - turn.diagonal(0, -2, -1).diag_embed() + norm.diag_embed()))
+    return Series.of_rows(roots, order, values), Series.of_rows(v, order, vectors)
+
+
+def _eigvalsh(order: int, a: Series, UPLO: str = "L") -> Series:
+    return _eigh(order, a, UPLO)[0]
+
+
+def _matrix_exp(order: int, a: Series) -> Series:
+    """exp of the series as a matrix of blocks, whose first row is the series of exp."""
+    wide = widened(a)
+    size, rows = a.shape[-1], wide.rows()
+    whole = wide.first.new_zeros((*a.shape[:-2], (order + 1) * size, (order + 1) * size))
+    for i in range(order + 1):
+        for j, row in enumerate(rows[: order + 1 - i], i):
+            if row is not None:
+                whole[..., i * size : (i + 1) * size, j * size : (j + 1) * size] = row
+    found = torch.linalg.matrix_exp(whole)[..., :size, :]
+    return cast(Series.of_rows([*found.split(size, -1)], order), a.dtype)
+
+
+for _op in (aten.linalg_cholesky.default, aten.cholesky.default):
+    register_rule(_op, with_own_centre(_op, _cholesky), complex_values=True)
+for _op, _rule in (
+    (aten.linalg_cholesky_ex.default, _cholesky_ex),
+    (aten.cholesky_inverse.default, _cholesky_inverse),
+    (aten.linalg_matrix_exp.default, _matrix_exp),
+    (aten.matrix_exp.default, _matrix_exp),
+):
+    register_rule(_op, with_own_centre(_op, _rule), complex_values=True)
+register_rule(
+    aten.cholesky_solve.default,
+    with_own_centre(aten.cholesky_solve.default, _cholesky_solve),
+    affine="self",
+    complex_values=True,
+)
+register_rule(aten.linalg_qr.default, with_own_centre(aten.linalg_qr.default, _qr))
+register_rule(aten.linalg_eigh.default, with_own_centre(aten.linalg_eigh.default, _eigh))
+register_rule(aten.linalg_eigvalsh.default, with_own_centre(aten.linalg_eigvalsh.default, _eigvalsh))

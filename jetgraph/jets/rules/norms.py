@@ -220,9 +220,13 @@ def _in_groups(x: Series, groups: int) -> Series:
     return x.like(x.coefficients.reshape(*x.coefficients.shape[:2], groups, size))
 
 
-def _over_groups(order: int, x: Any, groups: int, weight: Any, bias: Any, eps: float, held: bool) -> Series:
+def over_groups(
+    order: int, x: Any, groups: int, weight: Any, bias: Any, eps: float, held: bool, part: Series | None = None
+) -> Series:
+    """A norm over groups of channels and all positions; of a `part` of x, it is held at the whole."""
     x = _as_series(x, order)
-    scaled = normalised(order, _in_groups(x, groups), [-1], eps, held=held)
+    grouped = None if part is None else _in_groups(part, groups)
+    scaled = normalised(order, _in_groups(x, groups), [-1], eps, held=held, part=grouped)
     whole = scaled.like(scaled.coefficients.reshape(scaled.coefficients.shape[0], *x.shape))
     return scaled_and_shifted(order, whole, _over_channels(weight, x.ndim), _over_channels(bias, x.ndim), x.dtype)
 
@@ -238,7 +242,7 @@ def _group_norm(held: bool) -> TaylorRule:
         cudnn_enabled: bool = True,
     ) -> Series:
         """layer_norm over groups of channels and all positions."""
-        return _over_groups(order, x, num_groups, weight, bias, eps, held)
+        return over_groups(order, x, num_groups, weight, bias, eps, held)
 
     return rule
 
@@ -251,7 +255,7 @@ def _native_group_norm(held: bool) -> TaylorRule:
         x = _as_series(x, order)
         mean, inverse = _statistics(order, _in_groups(x, group), [-1], eps, held)
         flat = inverse.like(inverse.coefficients.squeeze(-1)) if isinstance(inverse, Series) else inverse.squeeze(-1)
-        result = _over_groups(order, x, group, weight, bias, eps, held)
+        result = over_groups(order, x, group, weight, bias, eps, held)
         return result, mean.like(mean.coefficients.squeeze(-1)), flat
 
     return rule
@@ -278,7 +282,7 @@ def _instance_norm(held: bool) -> TaylorRule:
         """Each channel of each example normalised over its positions."""
         if not use_input_stats:
             raise MissingRuleError("instance_norm with running statistics has no rule: use batch_norm in eval instead")
-        return _over_groups(order, x, x.shape[1], weight, bias, eps, held)
+        return over_groups(order, x, x.shape[1], weight, bias, eps, held)
 
     return rule
 

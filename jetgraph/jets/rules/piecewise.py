@@ -19,7 +19,7 @@ from jetgraph.jets.arithmetic import cast, rank, widened, working_dtype
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.frozen import is_marked
 from jetgraph.jets.registry import argument_names, bind, plain_rule, register_rule
-from jetgraph.jets.rules.centres import with_a_dim
+from jetgraph.jets.rules.centres import with_a_dim, with_own_centre
 from jetgraph.jets.rules.complex import held_modulus, modulus
 from jetgraph.jets.rules.elementwise import divide, scaled
 from jetgraph.jets.rules.linear import by_row
@@ -460,6 +460,35 @@ _extreme_over_dims(aten.amax.default)
 _extreme_over_dims(aten.amin.default)
 for _op in (aten.max.default, aten.min.default, aten.median.default, aten.nanmedian.default):
     _extreme_of_all(_op)
+
+
+def _quantile(op: Any) -> None:
+    """Between two neighbours of the entries, in the order that they have at the centre."""
+
+    def rule(
+        order: int, x: Series, q: Any, dim: int | None = None, keepdim: bool = False, *, interpolation: str = "linear"
+    ) -> Series:
+        place = -1 if dim is None else dim - x.ndim if dim >= 0 else dim
+        stack = x.coefficients.flatten(1) if dim is None else x.coefficients.movedim(place, -1)
+        first = x.coefficient(0).flatten() if dim is None else x.coefficient(0).movedim(place, -1)
+        ordered = stack.gather(-1, first.argsort(-1).expand(stack.shape))
+        at = torch.as_tensor(q, dtype=x.dtype, device=stack.device) * (first.shape[-1] - 1)
+        lower, upper = at.floor().long(), at.ceil().long()
+        share = {"linear": at - lower, "lower": 0, "higher": 1, "nearest": at.round() - lower, "midpoint": 0.5}
+        between = torch.lerp(
+            ordered[..., lower], ordered[..., upper], torch.as_tensor(share[interpolation], dtype=x.dtype).to(stack)
+        )
+        if keepdim:
+            kept = [1] * x.ndim if dim is None else list(first.movedim(-1, place).shape)
+            kept[place] = 1
+            between = between.reshape(stack.shape[0], *kept, *at.shape)
+        return x.like(between.movedim(-1, 1) if at.ndim else between)
+
+    register_rule(op, with_own_centre(op, rule), kind="piecewise", gate="gate", held=rule, through_zero=True)
+
+
+_quantile(aten.quantile.default)
+_quantile(aten.quantile.scalar)
 
 
 @register_rule(aten.masked_select.default, kind="linear")
