@@ -76,7 +76,7 @@ class StackedRun(Run):
 
     def _group(self, lane: Lane) -> tuple[int, ...]:
         """All that is computed together with what enters a lane's only pass along a direction."""
-        (one,) = (self.plan.operations[number] for number in lane.passes)
+        one = self.plan.operations[lane.passes[0]]
         assert isinstance(one, Pass)
         value = self.plan.operations[one.value]
         return self.sources.group(value.direction) if isinstance(value, Along) else ()
@@ -177,11 +177,13 @@ class StackedRun(Run):
 
     def _passed_at(self, lane: Lane, image: Tensor) -> None:
         """A lane's only pass gave this slope."""
-        (number,), after = lane.passes, [self.plan.operations[index] for index in lane.after]
-        if self.waiting[number] == 1 and after == [Coefficient(number, 1)]:
+        (number,), after = lane.passes, lane.after
+        # There may be thousands of lanes: no operation is made to be compared with.
+        one = self.plan.operations[after[0]] if len(after) == 1 and self.waiting[number] == 1 else None
+        if isinstance(one, Coefficient) and one.value == number and one.order == one.weight == 1:
             self.values[number] = None
             self.read(number)
-            self.made(lane.after[0], image)
+            self.made(after[0], image)
             return
         self.made(number, Series(image.unsqueeze(0), 1, 1))
         for index in lane.after:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-aten, _nn, _methods = torch.ops.aten, torch._C._nn, torch._C.TensorBase
+aten, _methods = torch.ops.aten, torch._C.TensorBase
+_nn: Any = torch._C._nn  # type: ignore[attr-defined]
 
 BINDINGS: dict[Any, Callable[..., Any]] = {
     aten.abs.default: torch.abs,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import jetgraph as jg
+from jetgraph.applications.lenses import Lens
 from jetgraph.jets import interpreter
 from jetgraph.jets.code import RUNS
 from jetgraph.tracing.weights import Weights
@@ -50,7 +51,7 @@ def test_a_replay_dispatches_what_the_model_does(example: Example) -> None:
 def test_a_lens_decides_once_and_looks_at_the_weights_once(
     scale: Any, example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lens() -> jg.Lens:
+    def lens() -> Lens:
         return jg.lens(example.graph, example.inputs["input_ids"], order=[2], scale=scale)
 
     first, *_ = [lens() for _ in range(RUNS + 1)]
