@@ -260,15 +260,8 @@ class ResidualGraph:
         InputError
             The trace does not hold for these inputs.
         """
-        if self.traced.meta:
-            raise StateError(
-                "the graph was traced on the meta device, or saved without weights, and has no weights, so it cannot "
-                "be run: trace a model with weights (which are loaded, not offloaded), or give the model to "
-                "jetgraph.load(folder, weights=model)"
-            )
-        graph, tensors = self._now()
-        state = graph.traced.state_values(tensors.__getitem__)
-        return Forward(graph, state, graph.traced.input_values(args, kwargs))
+        _check_weights(self.traced)
+        return _pass_over(*self._now(), args, kwargs)
 
     def current(self) -> ResidualGraph:
         """The graph for where the model's weights are now: itself, unless the model was moved or cast since the trace.
@@ -333,6 +326,42 @@ class ResidualGraph:
 
     def _repr_html_(self) -> str:
         return html(self.structure, self.title, self._checked)
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """A graph for where its model's weights are, and the weights, as they were when they were looked up."""
+
+    graph: ResidualGraph
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def at(cls, graph: ResidualGraph) -> Looked:
+        """As `ResidualGraph.current`, whose errors it raises."""
+        return cls(*graph._now())
+
+    @own_types()
+    def run(self, inputs: Mapping[str, Any]) -> Forward:
+        """As `ResidualGraph.run`, whose errors it raises, without looking again: that takes as long as some layers."""
+        _check_weights(self.graph.traced)
+        return _pass_over(self.graph, self.tensors, (), inputs)
+
+
+def _check_weights(traced: Traced) -> None:
+    if traced.meta:
+        raise StateError(
+            "the graph was traced on the meta device, or saved without weights, and has no weights, so it cannot "
+            "be run: trace a model with weights (which are loaded, not offloaded), or give the model to "
+            "jetgraph.load(folder, weights=model)"
+        )
+
+
+def _pass_over(
+    graph: ResidualGraph, tensors: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Forward:
+    """A forward pass of a graph for where these weights are."""
+    state = graph.traced.state_values(tensors.__getitem__)
+    return Forward(graph, state, graph.traced.input_values(args, kwargs))
 
 
 def checked(graph: ResidualGraph, args: Sequence[Any], kwargs: Mapping[str, Any], expected: Tensor) -> ResidualGraph:

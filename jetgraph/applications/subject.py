@@ -28,7 +28,8 @@ from jetgraph.loading import Loaded, load_model, quiet
 from jetgraph.loading.lazy import lazy
 from jetgraph.loading.loaded import graph_inputs
 from jetgraph.prompts import Prompts, Reader, check_tokenizer, encode, prompts_of
-from jetgraph.residual import ResidualGraph, Traceable, trace
+from jetgraph.residual import Looked, ResidualGraph, Traceable, trace
+from jetgraph.running.forward import Forward
 from jetgraph.tracing.traced import rows_looked_up
 
 Model = Traceable | ResidualGraph | Loaded | str | PathLike[str]
@@ -46,6 +47,12 @@ class Subject:
     tokenizer: Any | None
     loaded: Loaded | None
     """The model itself, where it was given."""
+    looked: Looked | None = None
+    """The graph's weights, where they have been looked up."""
+
+    def run(self, given: Mapping[str, Any]) -> Forward:
+        """A forward pass on inputs by name, with the weights as they were when this was made."""
+        return self.graph.run(**given) if self.looked is None else self.looked.run(given)
 
     @property
     def device(self) -> torch.device:
@@ -310,11 +317,11 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
     check(subject, locals())
     check_tokenizer(tokenizer)
     if isinstance(model, ResidualGraph):
-        return Subject(model.current(), tokenizer, None)
+        return _looked(model, tokenizer)
     model = opened(model, tokenizer)
     tokenizer = tokenizer if tokenizer is not None else model.tokenizer
     if model.graph is not None:
-        return Subject(model.graph.current(), tokenizer, None)
+        return _looked(model.graph, tokenizer)
     read: dict[str, Any] = {}
     if isinstance(inputs, Tensor):
         model.reader.check_ids(inputs)
@@ -336,6 +343,11 @@ def subject(model: Model, inputs: Inputs | None = None, tokenizer: Any | None = 
                 "or what jetgraph.trace(model, ...) returns"
             )
     return Subject(graph, tokenizer, model)
+
+
+def _looked(graph: ResidualGraph, tokenizer: Any | None) -> Subject:
+    looked = Looked.at(graph)
+    return Subject(looked.graph, tokenizer, None, looked)
 
 
 def expanded(

@@ -200,7 +200,7 @@ def _reads_stream(model: Model, entry: Entry) -> Iterator[fx.Node]:
 
 
 def _stream(model: Model, forward: Forward, entry: Entry) -> Tensor:
-    return forward.at_end(entry.point)
+    return forward.stages.at_end(entry.point)
 
 
 def _reads_injection(model: Model, entry: Entry) -> Iterator[fx.Node]:

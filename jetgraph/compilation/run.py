@@ -36,7 +36,7 @@ from jetgraph.compilation.plan import (
 from jetgraph.compilation.weighing import given_weights, optimal_weights
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.forward import Forward
-from jetgraph.running.matching import Match, match, radius_of
+from jetgraph.running.matching import Match, match, radius_of, towards
 
 
 class Run:
@@ -115,14 +115,17 @@ class Run:
         site = operation.site
         region, pieces = self.model.region_of(site), self.forward.pieces
         matched = match(pieces, region, centre, stream)
-        few, seen = self.far.setdefault(site, ([], 0))
-        few.append((~matched.near).sum())
-        self.far[site] = few, seen + matched.near.numel()
-        if region.scaling is not None and region.scaling.alone:
-            with torch.no_grad():
-                found = radius_of(pieces, region, matched)
-            self.radii.setdefault(site, []).append(found if centre.dim() > stream.dim() else found.unsqueeze(0))
+        radii = radius_of(pieces, region, matched)
+        self.note(site, matched.near, radii if radii is None or centre.dim() > stream.dim() else radii.unsqueeze(0))
         return matched
+
+    def note(self, site: str, near: Tensor, radii: Tensor | None) -> None:
+        """What was found out of centres [n, …] that were matched at a site: for which tokens, and their radii."""
+        few, seen = self.far.setdefault(site, ([], 0))
+        few.append((~near).sum())
+        self.far[site] = few, seen + near.numel()
+        if radii is not None:
+            self.radii.setdefault(site, []).append(radii)
 
 
 # By operation
@@ -143,14 +146,6 @@ def _matched(run: Run, operation: Matched) -> Match:
 def _towards(run: Run, operation: Towards) -> Any:
     stream = None if operation.stream is None else run.values[operation.stream]
     return towards(run.values[operation.centre], stream, operation.order)
-
-
-def towards(centre: Tensor | Match, stream: Tensor | None, order: int) -> Any:
-    """The series from a centre, or a stack of such, to the stream; of order 0 the centre that it starts at."""
-    if isinstance(centre, Match):
-        return Series.variate(centre.centre, centre.way, order) if order else centre.centre
-    assert stream is not None
-    return Series.variate(centre, stream - centre, order)
 
 
 def _along(run: Run, operation: Along) -> Series:

@@ -15,7 +15,7 @@ from jetgraph.compilation.planning import kept_plan
 from jetgraph.compilation.values import PathValues
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
-from jetgraph.residual import ResidualGraph
+from jetgraph.residual import Looked, ResidualGraph
 from jetgraph.running.forward import Forward
 
 
@@ -40,11 +40,10 @@ class Snapshot:
 
     def __init__(self, expansion: Expansion, paths: Sequence[Path]) -> None:
         assert isinstance(expansion.graph, ResidualGraph)
-        graph = expansion.graph.current()
+        looked = Looked.at(expansion.graph)
+        graph = looked.graph
         check_weights(graph.traced)
-        self.tensors: Mapping[str, Tensor] = {
-            name: tensor.detach() for name, tensor in graph.traced.tensors_now().items()
-        }
+        self.tensors: Mapping[str, Tensor] = {name: tensor.detach() for name, tensor in looked.tensors.items()}
         """The weights by their names in the model."""
         self._state = graph.traced.state_values(self.tensors.__getitem__)
         self._model, self._paths = Model(expansion, graph), tuple(paths)

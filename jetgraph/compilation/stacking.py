@@ -25,9 +25,12 @@ from jetgraph.compilation.plan import (
     Towards,
     Visit,
 )
-from jetgraph.compilation.run import Run, towards
+from jetgraph.compilation.run import Run
 from jetgraph.jets.registry import is_native
 from jetgraph.jets.series import Series
+from jetgraph.running.matching import towards
+from jetgraph.running.summing import can_be_summed, summed_towards
+from jetgraph.structure.regions import Region
 
 LITTLE = 2**24
 """Bytes of inner values that go together, however little the results take. What is linear in directions gives as much
@@ -73,7 +76,7 @@ class StackedRun(Run):
 
     def _group(self, lane: Lane) -> tuple[int, ...]:
         """All that is computed together with what enters a lane's only pass along a direction."""
-        (one,) = (self.plan.operations[number] for number in lane.passes)
+        one = self.plan.operations[lane.passes[0]]
         assert isinstance(one, Pass)
         value = self.plan.operations[one.value]
         return self.sources.group(value.direction) if isinstance(value, Along) else ()
@@ -88,12 +91,18 @@ class StackedRun(Run):
             return
         first = passes[0]
         region = self.model.region(self.model.expansion.passage(first.site))
-        self._make_ready(lanes, self._later({one.value for one in passes}))
-        stacked, order = self._stacked(passes), self._added_alike(lanes)
-        if order is not None and order == first.order and first.frozen is None and isinstance(stacked, Series):
-            self._add_up(lanes, self.forward.pieces.sums(region, stacked, order))
+        later = self._later({one.value for one in passes})
+        self._make_ready(lanes, later)
+        order, pieces = self._added_alike(lanes), self.forward.pieces
+        together = order is not None and order == first.order and first.frozen is None
+        if together and later and can_be_summed(pieces, region, first.order):
+            self._add_up(lanes, self._summed(region, passes))
             return
-        images = self.forward.pieces.side_by_side(region, stacked, first.order, frozen=first.frozen)
+        stacked = self._stacked(passes)
+        if together and isinstance(stacked, Series):
+            self._add_up(lanes, pieces.sums(region, stacked, first.order))
+            return
+        images = pieces.side_by_side(region, stacked, first.order, frozen=first.frozen)
         if order is not None:
             self._add_up(lanes, images.span(0, order + 1).sum(0) if isinstance(images, Series) else images)
             return
@@ -168,11 +177,13 @@ class StackedRun(Run):
 
     def _passed_at(self, lane: Lane, image: Tensor) -> None:
         """A lane's only pass gave this slope."""
-        (number,), after = lane.passes, [self.plan.operations[index] for index in lane.after]
-        if self.waiting[number] == 1 and after == [Coefficient(number, 1)]:
+        (number,), after = lane.passes, lane.after
+        # There may be thousands of lanes: no operation is made to be compared with.
+        one = self.plan.operations[after[0]] if len(after) == 1 and self.waiting[number] == 1 else None
+        if isinstance(one, Coefficient) and one.value == number and one.order == one.weight == 1:
             self.values[number] = None
             self.read(number)
-            self.made(lane.after[0], image)
+            self.made(after[0], image)
             return
         self.made(number, Series(image.unsqueeze(0), 1, 1))
         for index in lane.after:
@@ -216,6 +227,23 @@ class StackedRun(Run):
 
     def _series_of_stacked(self, numbers: Sequence[int]) -> Any:
         """What goes through together, made of stacked centres."""
+        first, centres, stream, order = self._centres(numbers)
+        start = self.matched(first, centres, stream) if isinstance(first, Matched) else centres
+        return towards(start, stream, order)
+
+    def _summed(self, region: Region, passes: Sequence[Pass]) -> Tensor:
+        """The sums of what passes make of stacked centres."""
+        first, centres, stream, order = self._centres([one.value for one in passes])
+        matched = isinstance(first, Matched)
+        found = summed_towards(self.forward.pieces, region, centres, stream, order, matched=matched)
+        if found.near is not None:
+            self.note(first.site, found.near, found.radii)
+        return found.total
+
+    def _centres(self, numbers: Sequence[int]) -> tuple[Any, Tensor, Tensor, int]:
+        """Of series from centres to the stream, which count as made from here on: the first that is made of a centre,
+        the stacked centres, the stream, and the order.
+        """
         operations = self.plan.operations
         series = [operation for number in numbers if isinstance(operation := operations[number], Towards)]
         made = [one.centre for one in series if one.stream is None]
@@ -223,12 +251,10 @@ class StackedRun(Run):
         first = starts[0]
         assert first.stream is not None
         stream, centres = self.values[first.stream], torch.stack([self.values[one.centre] for one in starts])
-        start = self.matched(first, centres, stream) if isinstance(first, Matched) else centres
-        stacked = towards(start, stream, series[0].order)
         for number in (*made, *numbers):
             self.values[number] = None
             self.read(number)
-        return stacked
+        return first, centres, stream, series[0].order
 
 
 def packed(groups: Sequence[Sequence[Lane]], number: int) -> Iterator[Sequence[Lane]]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from jetgraph.jets.bindings import binding
 from jetgraph.jets.captured import Captured
 from jetgraph.jets.series import has_series
 
@@ -147,8 +148,7 @@ class Script:
     def call(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """What an operator gives, as an expression."""
         written = [*map(self.written, args), *(f"{key}={self.written(arg)}" for key, arg in kwargs.items())]
-        # A view of what cannot be viewed so would be refused.
-        return f"{self.name(torch.reshape if op is aten.view.default else op)}({', '.join(written)})"
+        return f"{self.name(binding(op))}({', '.join(written)})"
 
     def written(self, value: Any) -> str:
         """An argument as an expression."""
@@ -167,8 +167,6 @@ class Script:
 
     def name(self, value: Any) -> str:
         """A name that is bound to a value, such as an operator or a type."""
-        # The overload's own function, without the method that hands over to it.
-        value = value._op if isinstance(value, torch._ops.OpOverload) else value
         name = self._constants.setdefault(id(value), f"c{len(self._constants)}")
         self._bound[name] = value
         return name

@@ -123,7 +123,8 @@ class Taylor:
         # While another thread exports the module, its weights are stand-ins.
         with one_at_a_time():
             weights = self._program.values(self._module)
-        return self._program.series(order)(recordable(x), recordable(v), *weights)
+        (found,) = self._program.series(order)(recordable(x), recordable(v), *weights)
+        return found
 
     def __repr__(self) -> str:
         shape, dtype, _ = self._kind
@@ -176,11 +177,11 @@ class _Program:
         """Of x, a direction and what is read besides, as of `values`: the coefficients up to an order, stacked."""
         if order not in self.known:
 
-            def run(x: Tensor, v: Tensor, *weights: Tensor) -> Tensor:
+            def run(x: Tensor, v: Tensor, *weights: Tensor) -> tuple[Tensor]:
                 values: dict[fx.Node, Any] = dict(zip(self.reads, weights, strict=True))
                 values[self.source] = Series.variate(x, v, order)
                 value = evaluate(self.nodes, values, order, keep=(self.result,))[self.result]
-                return (value if isinstance(value, Series) else Series.constant(value, order)).stacked()
+                return ((value if isinstance(value, Series) else Series.constant(value, order)).stacked(),)
 
             self.known[order] = Routine(run, self.nodes)
         return self.known[order]

@@ -70,20 +70,22 @@ class Routine:
     Parameters
     ----------
     function
-        Gives a tensor; all that may be another one in the next call is an argument.
+        Gives a tuple of tensors; all that may be another one in the next call is an argument.
     nodes
         What it evaluates. With a rule of somebody else, of which nobody knows what it decides by, it is called each
         time.
     """
 
-    def __init__(self, function: Callable[..., Tensor], nodes: Sequence[fx.Node]) -> None:
+    def __init__(self, function: Function, nodes: Sequence[fx.Node]) -> None:
         self._function = function
+        self._number = 0
+        """How many tensors it gives, once it has run."""
         self._targets = [node.target for node in nodes]
         self._rules: list[Registration | None] = []
         self._known = False
         self._run = Captured(Repeated(self._with_demands))
 
-    def __call__(self, *given: Tensor) -> Tensor:
+    def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
         # Rules may be replaced.
         if (rules := [*map(find_rule, self._targets)]) != self._rules:
             self._rules, self._run = rules, Captured(Repeated(self._with_demands))
@@ -91,18 +93,19 @@ class Routine:
         if not self._known or (may_follow() and any(map(is_followed, given))):
             return self._function(*given)
 
-        def demanded() -> Tensor:
-            value, *checks = self._run(given)
-            leave(checks)
-            return value
+        def demanded() -> tuple[Tensor, ...]:
+            made = self._run(given)
+            leave(made[self._number :])
+            return made[: self._number]
 
         return looked_at_once(demanded, lambda: self._function(*given))
 
     def _with_demands(self, *given: Tensor) -> tuple[Tensor, ...]:
         """What the function gives, and what is to be true for it, which nobody has looked at."""
         with deferred(DomainError) as checks:
-            value = self._function(*given)
-        return value, *checks
+            made = self._function(*given)
+        self._number = len(made)
+        return *made, *checks
 
 
 def _are_plain(given: Sequence[Tensor]) -> bool:

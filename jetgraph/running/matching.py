@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,9 +111,22 @@ def radius(pieces: Pieces, region: Region, x: Tensor, way: Tensor) -> Tensor:
     return _at_entry(one / other, region)
 
 
-def radius_of(pieces: Pieces, region: Region, found: Match) -> Tensor:
-    """`radius` of a centre that was matched; of one that is near at no scale as it is."""
-    return torch.where(found.near, radius(pieces, region, found.centre, found.way), found.unmatched)
+def radius_of(pieces: Pieces, region: Region, found: Match) -> Tensor | None:
+    """`radius` of a centre that was matched; of one that is near at no scale as it is. None where the region is no norm
+    alone.
+    """
+    if region.scaling is None or not region.scaling.alone:
+        return None
+    with torch.no_grad():
+        return torch.where(found.near, radius(pieces, region, found.centre, found.way), found.unmatched)
+
+
+def towards(centre: Tensor | Match, stream: Tensor | None, order: int) -> Any:
+    """The series from a centre, or a stack of such, to the stream; of order 0 the centre that it starts at."""
+    if isinstance(centre, Match):
+        return Series.variate(centre.centre, centre.way, order) if order else centre.centre
+    assert stream is not None
+    return Series.variate(centre, stream - centre, order)
 
 
 def left_by_orders(pieces: Pieces, region: Region, x: Tensor, h: Tensor, highest: int, matched: bool) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from jetgraph.running.values import Values
 from jetgraph.structure.regions import Branch, Cut, Part, Region
 
 _KNOWN = "_jetgraph_along"
-"""Where a graph keeps what directions pass regions by."""
+"""Where a graph keeps what passes regions by code."""
 
 _LIMIT = 64
 """Ways past regions that a graph keeps; where there were more, it starts again."""
@@ -39,7 +39,7 @@ class Pieces:
         Compiles the evaluation of series; they are evaluated op by op where it is None.
     """
 
-    def __init__(self, values: Values, fusion: Fusion | None = None) -> None:
+    def __init__(self, values: Values | _Given, fusion: Fusion | None = None) -> None:
         self._values = values
         self._fusion = fusion
 
@@ -98,12 +98,37 @@ class Pieces:
         centre
             h, of the shape of the entry.
         """
-        reads = self._reads(region, centre)
+
+        def along(pieces: Pieces, directions: Tensor, centre: Tensor) -> tuple[Tensor]:
+            def along_one(direction: Tensor) -> Tensor:
+                return coefficient(pieces.through(region, Series.of_rows([centre, direction], 1), 1, frozen), 1)
+
+            # What does not depend on the direction is not batched, so it is computed once for all of a batch.
+            return (torch.vmap(along_one)(directions),)
+
+        routine = self.kept(region, frozen, along)
+        return lambda directions: routine(directions, centre)[0]
+
+    def kept(
+        self, region: Region, kind: Hashable, function: Callable[..., tuple[Tensor, ...]]
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """A function of tensors that pass a region, decided once for all passes of the graph, which keeps it.
+
+        Parameters
+        ----------
+        region
+            What the function evaluates.
+        kind
+            All else that it depends on: one that was kept for the same kind is taken in its place.
+        function
+            Of pieces, which have what the region reads besides, and of tensors; it gives a tuple of tensors.
+        """
+        side = self.side(region)
         self._values.read_ahead(region.nodes)
-        side = {node: value for node, value in reads.items() if isinstance(value, Tensor) and node is not region.entry}
-        sizes = {node: value for node, value in reads.items() if not isinstance(value, Tensor)}
-        routine = _routine(region, frozen, tuple(side), sizes)
-        return lambda directions: routine(directions, centre, *side.values())
+        tensors = {node: value for node, value in side.items() if isinstance(value, Tensor)}
+        others = {node: value for node, value in side.items() if node not in tensors}
+        routine = _routine(region, kind, tuple(tensors), others, function)
+        return lambda *given: routine(*given, *tensors.values())
 
     def linear(self, region: Region, value: Tensor) -> Tensor:
         """The linear part of an affine region."""
@@ -223,26 +248,40 @@ class Pieces:
         return cut.fixed(self.open(cut, value), self.side(cut.region))
 
 
-def _routine(region: Region, frozen: Freeze | None, side: Sequence[fx.Node], sizes: dict[fx.Node, Any]) -> Routine:
-    """Of directions, a centre and values of the side: what `along` gives. The graph keeps it, whatever the pass."""
+class _Given:
+    """What a region reads besides its entry, as `Values` has it."""
 
-    def along(directions: Tensor, centre: Tensor, *values: Tensor) -> Tensor:
-        read = {**sizes, **dict(zip(side, values, strict=True))}
+    def __init__(self, values: Mapping[fx.Node, Any]) -> None:
+        self._values = values
 
-        def along_one(direction: Tensor) -> Tensor:
-            given = {**read, region.entry: Series.of_rows([centre, direction], 1)}
-            return coefficient(evaluate(region.nodes, given, 1, keep={region.exit}, frozen=frozen)[region.exit], 1)
+    def of(self, nodes: Iterable[fx.Node]) -> dict[fx.Node, Any]:
+        return {node: self._values[node] for node in nodes}
 
-        # What does not depend on the direction is not batched, so it is computed once for all of a batch.
-        return torch.vmap(along_one)(directions)
+    def read_ahead(self, nodes: Iterable[fx.Node]) -> None:
+        """Whoever gave them has seen to it."""
+
+
+def _routine(
+    region: Region,
+    kind: Hashable,
+    side: Sequence[fx.Node],
+    others: Mapping[fx.Node, Any],
+    function: Callable[..., tuple[Tensor, ...]],
+) -> Routine:
+    """Of tensors, and then values of the side: what `kept` calls. The graph keeps it, whatever the pass."""
+
+    def run(*given: Tensor) -> tuple[Tensor, ...]:
+        number = len(given) - len(side)
+        read = {**others, **dict(zip(side, given[number:], strict=True))}
+        return function(Pieces(_Given(read)), *given[:number])
 
     known: dict[Any, Routine] = vars(region.exit.graph).setdefault(_KNOWN, {})
     # One that is true is none that is 1.
-    key = region.entry, region.nodes, region.exit, frozen, tuple((node, repr(size)) for node, size in sizes.items())
+    key = region.entry, region.nodes, region.exit, kind, tuple((node, repr(value)) for node, value in others.items())
     if key not in known:
         if len(known) >= _LIMIT:
             known.clear()
-        known[key] = Routine(along, region.nodes)
+        known[key] = Routine(run, region.nodes)
     return known[key]
 
 

@@ -173,6 +173,12 @@ class Values:
                     seen.add(user)
                     stack.append(user)
 
+    def release(self, nodes: Iterable[fx.Node]) -> None:
+        """Let go of values that nobody will ask for again, or else have them made anew."""
+        for node in nodes:
+            if node not in self._put and node not in self._inputs:
+                self._held.pop(node, None)
+
     def _exchange(self, node: fx.Node) -> None:
         """Compute a value some of whose summands are exchanged."""
         exchanges = self._exchanges[node]

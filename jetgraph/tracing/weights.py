@@ -95,7 +95,7 @@ class Weights(Mapping[str, Tensor]):
     @property
     def owners(self) -> list[nn.Module]:
         """The modules that the tensors are looked up in, those that still live."""
-        owners = (look.owner() for look in self._looks.values())
+        owners = (owner() for owner, _, _ in self._tours)
         return list(dict.fromkeys(owner for owner in owners if owner is not None))
 
     def is_owned(self, name: str) -> bool:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 import jetgraph as jg
+from jetgraph.applications.lenses import Lens
+from jetgraph.jets import interpreter
+from jetgraph.jets.code import RUNS
+from jetgraph.tracing.weights import Weights
 from tests.conftest import Example, run
 from tests.operators import Moved, Operators
 from tests.zoo import case
@@ -40,6 +45,27 @@ def test_a_replay_dispatches_what_the_model_does(example: Example) -> None:
     replay = calls(lambda: example.graph(**example.inputs))
     assert replay.total() <= 1.05 * own.total()
     assert waiting(replay) == 0
+
+
+@pytest.mark.parametrize("scale", ["matched", "none"])
+def test_a_lens_decides_once_and_looks_at_the_weights_once(
+    scale: Any, example: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lens() -> Lens:
+        return jg.lens(example.graph, example.inputs["input_ids"], order=[2], scale=scale)
+
+    first, *_ = [lens() for _ in range(RUNS + 1)]
+    run, now = interpreter._run, Weights.now
+    interpreted: list[Any] = []
+    looks: list[Weights] = []
+    monkeypatch.setattr(interpreter, "_run", lambda node, *given: interpreted.append(node.target) or run(node, *given))
+    monkeypatch.setattr(Weights, "now", lambda weights: looks.append(weights) or now(weights))
+    again = lens()
+    # The unembedding alone, which writes where it is told to.
+    assert {*interpreted} <= {torch.ops.aten.linear.default, torch.ops.aten.addmm.default}
+    assert len(looks) == 1
+    assert torch.equal(first.logits, again.logits)
+    assert torch.equal(torch.as_tensor(first.radius), torch.as_tensor(again.radius))
 
 
 @pytest.mark.parametrize(

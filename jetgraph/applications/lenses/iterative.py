@@ -219,7 +219,7 @@ def lens(
     orders = _orders(0 if isinstance(order, str) else order)
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
-    forward = one.graph.run(**given)
+    forward = one.run(given)
     shape = shape_of(one.graph, forward)
     chosen = () if limit is None else chosen_orders(one.graph, [given], layers, scale, limit)
     orders = tuple(sorted({one.order for one in chosen})) if chosen else orders
@@ -227,7 +227,7 @@ def lens(
     known = lenses(one.graph, orders[-1], layers, scale, len(orders) == 1 and orders[0] > 0)
     places = None if position is None else _places(one.graph, given, shape, position)
     _check_size(known.points, orders, shape if places is None else (shape[0], 1, shape[2]))
-    values, found, logits = on_one_chunk(
+    output, found, logits = on_one_chunk(
         lambda: looked_at_once(lambda: _evaluated(known, forward, orders, scale, places))
     )
     radii = None if found is None else torch.from_numpy(by_rows(found, (*shape[:-1], 1)[:2], stream_dims(one.graph)))
@@ -241,7 +241,7 @@ def lens(
         known.after,
         orders,
         logits,
-        values.output,
+        output,
         at(token_ids(one.graph, given, shape[:-1])),
         one.tokenizer,
         at(counted_tokens(one.graph, given, shape[:-1])),
@@ -257,12 +257,15 @@ def lens(
 
 def _evaluated(
     known: Lenses, forward: Forward, orders: Sequence[int], scale: Scale, places: int | Tensor | None
-) -> tuple[PathValues, Tensor | None, Tensor]:
-    """The terms of lenses, radii of their points, and logits."""
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The model's own output, radii of the points of lenses, and logits."""
     values = known.values(forward, places)
     # Before the logits take the memory, and read of the device after they are made.
     found = _radii(values, forward, known.points, scale, places) if orders[-1] else None
-    return values, found, jet_sums(known.expansion, values, [f"h{point}" for point in known.points], orders)
+    # With the model's own output all is made of the points, which take as much as the jets that are decoded.
+    output, points = values.output, forward.graph.structure.main.points
+    forward.values.release(point for point in points if point is not forward.graph.traced.output)
+    return output, found, jet_sums(known.expansion, values, [f"h{point}" for point in known.points], orders)
 
 
 def _radii(

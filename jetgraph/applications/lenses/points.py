@@ -83,17 +83,23 @@ class JetSums:
         """
         rows = [0] if self._affine else orders
         terms = [(at, path, taken) for at, source in enumerate(sources) for path, taken in self._terms[source]]
+        single = len(rows) == 1 and not self._biases and [at for at, *_ in terms] == [*range(len(sources))]
+        if single and all(taken <= rows[0] for *_, taken in terms):
+            # Each sum is one term, with nothing to add up.
+            return self._exact(self._values.each([path for _, path, _ in terms]).unsqueeze(1), orders)
         owner, taken = (np.array([term[part] for term in terms], dtype=int) for part in (0, 2))
         own = owner == np.arange(len(sources))[:, None, None]
         weights = torch.ones(len(sources) * len(rows), len(terms) + len(self._biases))
         weights[:, : len(terms)] = torch.from_numpy(own & (taken <= np.array(rows)[:, None])).flatten(0, 1)
         paths = [*(path for _, path, _ in terms), *self._biases]
-        sums = self._values.combine(weights, paths).unflatten(0, (len(sources), len(rows)))
-        if self._affine:
-            output = self._values.output
-            exact = output.expand_as(sums[:, 0])
-            sums = torch.stack([sums[:, 0] if order == 0 else exact for order in orders], dim=1)
-        return sums
+        return self._exact(self._values.combine(weights, paths).unflatten(0, (len(sources), len(rows))), orders)
+
+    def _exact(self, sums: Tensor, orders: Sequence[int]) -> Tensor:
+        """Sums up to all orders; those of an affine decoder are there up to order 0, and are the output above it."""
+        if not self._affine:
+            return sums
+        exact = self._values.output.expand_as(sums[:, 0])
+        return torch.stack([sums[:, 0] if order == 0 else exact for order in orders], dim=1)
 
 
 def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, ...]:

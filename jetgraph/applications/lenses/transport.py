@@ -27,7 +27,7 @@ from jetgraph.algebra.expansion import expand
 from jetgraph.algebra.rules import Freeze
 from jetgraph.applications.lenses.corpora import Cursor, Texts, Windows, alike, corpus
 from jetgraph.applications.lenses.iterative import Lens
-from jetgraph.applications.lenses.points import Layers, after_point, lens_points, output_shape, token_ids
+from jetgraph.applications.lenses.points import Layers, after_point, lens_points, shape_of, token_ids
 from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_features, is_vocabulary, subject
 from jetgraph.errors import FileError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
@@ -367,10 +367,10 @@ def transport_lens(
     fitted = Transport.load(transport) if isinstance(transport, str | os.PathLike) else transport
     one = subject(model, inputs, tokenizer)
     given = one.inputs(inputs)
-    shape = output_shape(one.graph, given)
+    forward = one.run(given)
+    shape = shape_of(one.graph, forward)
     layers = list(fitted.points) if layers is None and fitted is not None else layers
     points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers))
-    forward = one.graph.run(**given)
     if fitted is not None:
         _check_fits(fitted, forward, points)
     logits = torch.stack([_decoded(forward, _carried(forward, point, fitted, tail, order)) for point in points])

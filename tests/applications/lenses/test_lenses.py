@@ -782,11 +782,16 @@ def test_radius_and_distance(anatomy: Anatomy, traced: Callable[..., Example]) -
 def test_the_table_of_a_lens_takes_no_second_copy_of_it(
     traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it tells in float64 is made point by point."""
+    """What it tells in float64 is made point by point. The stream is let go before it is decoded."""
     monkeypatch.setattr(distances, "CACHE", 2**12)
     example = traced(case("llama"))
     found = jg.lens(example.graph, example.inputs["input_ids"], order=2, target=3)
     assert peak(found.columns) < found.logits.nbytes
+    ids = torch.randint(0, 50, (8, 32))
+    one = jg.lens(example.graph, ids, order=[1])
+    stream = len(one.points) * example.graph.run(input_ids=ids)[example.graph.stream.end].nbytes
+    most = one.logits.nbytes + 2 * one.output.nbytes + 2.5 * stream
+    assert peak(lambda: jg.lens(example.graph, ids, order=[1])) < most
 
 
 def test_radii_are_those_of_the_centres_that_were_matched(traced: Callable[..., Example]) -> None:
