@@ -87,8 +87,7 @@ def _value(flow: Dataflow, operand: fx.Node) -> fx.Node:
 
 def _is_multiple(flow: Dataflow, node: fx.Node) -> bool:
     """A node is a multiple of the one that it reads of the flow."""
-    kinds = [kind for _, (_, kind) in zip(range(2), affine_history(flow, node), strict=False)]
-    return len(kinds) == 2 and RANK[kinds[1]] <= RANK["scaled"]
+    return any(RANK[kind] <= RANK["scaled"] for above, kind in affine_history(flow, node) if above is not node)
 
 
 def _chain(first: _Weighing, later: Sequence[_Weighing]) -> list[_Weighing]:

@@ -515,7 +515,7 @@ def test_structure_and_terms(run: Callable[[Net, Tensor], Tensor]) -> None:
     sites = graph.outline.sites()[:-1]
     assert [(site.alias, site.reads) for site in sites] == NETS[run]
     # The units of a head on an earlier layer are what the branch is made of that reads it, and dense blocks are one.
-    assert sum(join.depth for join in graph.joins) == {fused: 1, dense_blocks: 2}.get(run, 0)
+    assert sum(join.depth for join in graph.joins) == (1 if run is fused else 2 if run is dense_blocks else 0)
     steps = graph.outline.steps
     assert sum(isinstance(step, MapStep) for step in steps) == sum(site.role == "map" for site in sites)
     assert not any(step.injections for step in steps if isinstance(step, JoinStep))
