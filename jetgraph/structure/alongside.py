@@ -23,7 +23,7 @@ from torch import fx
 from jetgraph.jets.registry import is_affine, nodes_in
 from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.images import held_image
-from jetgraph.structure.joins import find_joins, find_sums, flattened, is_inside, with_depth
+from jetgraph.structure.joins import find_joins, find_sums, flattened, is_inside, only_steers, with_depth
 from jetgraph.structure.lines import gates
 from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
@@ -194,8 +194,11 @@ def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Joi
     a stream itself, h + v seems to be made in the branch that reads it.
     """
     found = {join.node: join for join in joins}
+    starts = {join.fork for join in joins}
     for node, join in find_sums(flow).items():
-        if node not in found and join.fork in found:
+        # At the start a sum of two points is what a branch reads; a layer adds what is made of one.
+        adds = join.fork in starts and not any(branch.node in found for branch in join.branches)
+        if node not in found and (join.fork in found or adds):
             found[node] = join
     return with_depth([found[node] for node in flow.ordered(found)])
 
@@ -222,11 +225,16 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
         beside = (node for join in one for branch in join.branches for node in branch.region.context)
         return one[0].fork is not other[0].fork and any(flow.depends(node, other[0].fork) for node in beside)
 
+    def begins_in(one: Sequence[Join], other: Sequence[Join]) -> bool:
+        """The one starts with what a branch of the other is made of, and is read elsewhere too."""
+        return any(one[0].fork in branch.region.node_set for join in other for branch in join.branches)
+
     pairs = [
         (one, other)
         for one, other in permutations(outer_chains, 2)
         if (reads(one, other) and (reads(other, one) or one[0].fork is other[0].fork))
         or splits_from(one, other)
+        or (reads(one, other) and begins_in(one, other))
         or (starts_from(one, other) and starts_from(other, one))
     ]
     # Where streams exchange what they have made, two forks at least are made of the same ends.
@@ -288,9 +296,12 @@ def _cuts(flow: Dataflow, nodes: Sequence[fx.Node]) -> Cuts:
 
 
 def _is_whole_sum(node: fx.Node) -> bool:
-    return node.target is aten.add.Tensor and not (
-        len(node.users) == 1 and next(iter(node.users)).target is aten.add.Tensor
-    )
+    return _is_sum(node) and not (len(node.users) == 1 and next(iter(node.users)).target is aten.add.Tensor)
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """An add, unless it only says where an attention looks, as what is added to its scores."""
+    return node.target is aten.add.Tensor and not only_steers(node)
 
 
 def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node]) -> _Walk | None:
@@ -332,7 +343,7 @@ def _steps(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], step: _Step | No
         following = _following(flow, state, later, ends)
         if following is None:
             # The last layer's sum may go on into one that reads the other streams as well.
-            inner = [node for node in later if node.target is aten.add.Tensor and node not in ends]
+            inner = [node for node in later if _is_sum(node) and node not in ends]
             last = _following(flow, state, {node: later[node] for node in inner}, inner)
             following = last if last is not None and len(last.nexts) == len(state) else None
         if following is None or _is_mixed(flow, state, following):

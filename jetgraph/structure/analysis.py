@@ -24,6 +24,7 @@ from jetgraph.structure.alongside import side_by_side
 from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.ends import decoder, encoder, first_value
 from jetgraph.structure.gathering import gathered
+from jetgraph.structure.histories import side_by_side_in_lists
 from jetgraph.structure.joins import find_joins, with_depth
 from jetgraph.structure.labels import label
 from jetgraph.structure.regions import Join, Stream, Structure
@@ -55,6 +56,9 @@ def analyse(traced: Traced) -> Structure:
         raise TraceError(
             f"the output {traced.output_name!r} does not depend on the model's inputs through differentiable operators"
         )
+    listed = side_by_side_in_lists(flow)
+    if listed is not None:
+        traced, flow = listed, dataflow(listed)
     joins, ways = _placed(flow, find_joins(flow))
     together = side_by_side(flow, joins)
     if together is not None:

@@ -36,8 +36,10 @@ from jetgraph.structure.lines import (
     is_beside,
     is_earlier,
     is_given,
+    is_point,
     latest,
     line_to,
+    point_above,
     preference,
     reading,
     weighing,
@@ -49,6 +51,7 @@ from jetgraph.structure.operators import (
     SOFTMAX,
     aten,
     is_float_tensor,
+    is_mixing,
     mixes,
     packet_of,
 )
@@ -83,6 +86,8 @@ def find_sums(flow: Dataflow) -> dict[fx.Node, Join]:
         packet = packet_of(node)
         if packet is aten.add and _is_sum(node):
             join = _summed(flow, node, by_node)
+            if join is not None and _passes_point(flow, join, by_node):
+                join = _behindhand(flow, node, by_node) or join
             if join is None:
                 total = flattened(flow, node, {add for add in by_node if by_node[add].skip})
                 join = _behindhand(flow, node, by_node) or _without_skip(flow, total, by_node)
@@ -133,21 +138,10 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     )
     added = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
     given = any(not any(_holds(other, node) for node in added) for other in inside)
-    return (apart and not _is_point(flow, join.fork, by_node)) or given or (bool(holders) and _only_steers(join.node))
+    return (apart and not is_point(flow, join.fork, by_node)) or given or (bool(holders) and only_steers(join.node))
 
 
-def _is_point(flow: Dataflow, node: fx.Node, by_node: Found) -> bool:
-    """The node is the sum of a join, or a map of it to as many values in which nothing mixes.
-
-    A mean of it that a branch adds inside is no state of a stream.
-    """
-    before = gate(flow, node, by_node)
-    if before is None or before.node.meta["shape"] != node.meta["shape"]:
-        return False
-    return not any(map(mixes, flow.between(before.node, node)))
-
-
-def _only_steers(node: fx.Node) -> bool:
+def only_steers(node: fx.Node) -> bool:
     """Every way from a node, through layout, factors, masks and further sums, ends at a softmax."""
     seen, stack = {node}, [node]
     while stack:
@@ -324,9 +318,13 @@ def _whole(flow: Dataflow, join: Join, by_node: Found) -> Join:
     # The point is a join's value, or else what nothing mixes in since, as where streams have passed their norms.
     at = next((each for each in past if each[0] in by_node), None)
     at = at or next((each for each in past if _is_read(flow, join, each[0]) and _is_map(flow, each[0], by_node)), None)
-    if at is None or not _is_read(flow, join, at[0]) or any(map(mixes, flow.between(at[0], join.fork))):
+    # The stream may start with a pool of what its first layer reads as it was.
+    at = at or next((each for each in past if _is_read(flow, join, each[0])), None)
+    if at is None or not _is_read(flow, join, at[0]):
         return join
     point, kind = at
+    if point not in by_node and any(map(is_mixing, flow.between(point, join.fork))):
+        return join
     total = Sum(join.node, join.operands, join.adds)
     regions = [flow.region(point, branch.node) for branch in join.branches]
     return _over(total, widest(kind, join.kind), flow.region(point, join.skip.exit), point, regions)
@@ -444,6 +442,14 @@ KEEPING: tuple[SkipKind, ...] = ("identity", "scaled")
 """Skips after which a stream is what it was, up to a factor."""
 
 
+def _passes_point(flow: Dataflow, join: Join, by_node: Found) -> bool:
+    """Between a fork and what is skipped of it a stream goes on, by a join whose branches are all affine."""
+    if join.kind != "projection" or join.skip is None:
+        return False
+    way = (node for node, _ in affine_past(flow, join.skip.exit) if flow.positions[node] > flow.positions[join.fork])
+    return any(node in by_node and by_node[node].fork is join.fork for node in way)
+
+
 def _behindhand(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
     """The join that ends at this add whose branches all read earlier points; adds below it that are such joins too, of
     the same point, belong to it.
@@ -465,7 +471,7 @@ def _behind_point(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     best: Join | None = None
     mapped: list[Join] = []
     for skip in flowing:
-        point, kind = _point_above(flow, skip, by_node)
+        point, kind = point_above(flow, skip, by_node)
         if point is None or kind not in KEEPING or not same_size(skip, total.node):
             continue
         # Of streams that are mixed with weights, each has images in the others.
@@ -488,17 +494,6 @@ def _behind_point(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     return best or (mapped[0] if len(mapped) == 1 else None)
 
 
-def _point_above(flow: Dataflow, skip: fx.Node, by_node: Found) -> tuple[fx.Node | None, SkipKind]:
-    """The nearest end of a join that a value is an affine image of, or the map of one behind which it is one."""
-    point: tuple[fx.Node | None, SkipKind] = (None, "identity")
-    for node, kind in affine_past(flow, skip):
-        if node in by_node:
-            return node, kind
-        if _is_point(flow, node, by_node):
-            point = node, kind
-    return point
-
-
 def _is_image(flow: Dataflow, node: fx.Node) -> bool:
     """An affine function, place by place, of what it reads of the input."""
     return node in flow and is_affine(node, set(flow.parents[node]).__contains__) and not mixes(node)
@@ -508,7 +503,7 @@ def _plain_line(flow: Dataflow, point: fx.Node, by_node: Found) -> list[fx.Node]
     """The points of a stream from which nothing but joins that keep it, up to a factor, and maps lead to one, the
     earliest first."""
     points, at = [point], point
-    while _is_point(flow, at, by_node):
+    while is_point(flow, at, by_node):
         join = gate(flow, at, by_node)
         if join is None or join.kind not in KEEPING:
             break

@@ -15,7 +15,7 @@ from torch import fx
 from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import readers
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.images import RANK, affine_past, factored, widest
+from jetgraph.structure.images import RANK, affine_history, affine_past, factored, same_size, widest
 from jetgraph.structure.kinds import branch_kind
 from jetgraph.structure.operators import Level, level, mixes
 from jetgraph.structure.regions import Branch, Join, Region
@@ -65,6 +65,31 @@ def without(operands: tuple[fx.Node, ...], skip: fx.Node | None, branches: Seque
     """The operands but for one occurrence of the skip, and the branches."""
     at = len(operands) if skip is None else operands.index(skip)
     return tuple(operand for operand in (*operands[:at], *operands[at + 1 :]) if operand not in branches)
+
+
+# Points
+
+
+def is_point(flow: Dataflow, node: fx.Node, by_node: Found) -> bool:
+    """The node is the sum of a join, or a map of it to as many values in which nothing mixes.
+
+    A mean of it that a branch adds inside is no state of a stream.
+    """
+    before = gate(flow, node, by_node)
+    if before is None or before.node.meta["shape"] != node.meta["shape"]:
+        return False
+    return not any(map(mixes, flow.between(before.node, node)))
+
+
+def point_above(flow: Dataflow, skip: fx.Node, by_node: Found) -> tuple[fx.Node | None, SkipKind]:
+    """The nearest end of a join that a value is an affine image of, or the map of one behind which it is one."""
+    point: tuple[fx.Node | None, SkipKind] = (None, "identity")
+    for node, kind in affine_past(flow, skip):
+        if node in by_node:
+            return node, kind
+        if is_point(flow, node, by_node):
+            point = node, kind
+    return point
 
 
 # Which of several skips
@@ -129,8 +154,12 @@ def latest(flow: Dataflow, join: Join, by_node: Found) -> Join:
     """
     latest: tuple[fx.Node, SkipKind, fx.Node] | None = None
     for operand in (branch.node for branch in join.branches):
-        # The nearest join that the operand is an image of; further ones are earlier points of the same stream.
-        node, kind = next((past for past in affine_past(flow, operand) if past[0] in by_node), (None, "identity"))
+        # The nearest join that the operand is an image of; further ones are earlier points of the same stream. Side by
+        # side, a map of a point is where the stream is too; added to that, it is made by a branch.
+        if join.concatenates:
+            node, kind = point_above(flow, operand, by_node)
+        else:
+            node, kind = next((past for past in affine_past(flow, operand) if past[0] in by_node), (None, "identity"))
         if node is None:
             continue
         after = flow.positions[latest[0] if latest else join.fork]
@@ -163,6 +192,9 @@ def _skips(flow: Dataflow, join: Join, end: fx.Node, kind: SkipKind, by_node: Fo
     while flow.positions[node] > flow.positions[start]:
         past = affine_past(flow, node)
         reached = next((pair for pair in past if pair[0] in by_node or pair[0] is start), None)
+        if reached is None and join.concatenates and is_point(flow, node, by_node):
+            mapped = gate(flow, node, by_node)
+            reached = None if mapped is None else (mapped.node, kind)
         if reached is None:
             return False
         node, image = reached
@@ -199,7 +231,9 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
         return join
     ends = [operand for operand, end in before.items() if end is line[-1]]
     again = _is_given_again(flow, join, line, ends)
-    summed = plainer or again or _reads_several(flow, join, line, before, by_node)
+    summed = (
+        plainer or again or _puts_beside(flow, join, line, ends) or _reads_several(flow, join, line, before, by_node)
+    )
     summed = summed and _leads_only_to(flow, line[-1].node, join)
     if not summed and not _is_level(flow, join, line, by_node):
         return join
@@ -287,12 +321,23 @@ def _is_given_again(flow: Dataflow, join: Join, line: Sequence[Join], ends: Sequ
     """What is put beside the end of a line, or added to it, is so at other points of it too, or read after that: a loop
     is given it in each of its rounds, and the line is where the stream is, which comes back by an affine way or a map.
     """
-    if join.skip is None or join.skip.exit is not join.fork:
+    if join.skip is None or join.kind not in ("identity", "scaled", "concat"):
+        return False
+    if join.concatenates and join.skip.exit is not join.fork:
         return False
     if not join.concatenates and not _comes_back(flow, line[-1].node, ends):
         return False
-    before = any(join.fork in one.operands and (join.concatenates or one.fork is not join.fork) for one in line)
+    before = any(_adds(flow, one, join.fork) and (join.concatenates or one.fork is not join.fork) for one in line)
+    # What grows, and is projected back, is a dense block: code of a branch.
+    if not before and not join.concatenates and not same_size(line[-1].node, join.fork):
+        return False
     return before or any(flow.positions.get(user, 0) > flow.positions[join.node] for user in readers(join.fork))
+
+
+def _adds(flow: Dataflow, join: Join, value: fx.Node) -> bool:
+    """A join has a value, up to a factor, among its operands."""
+    images = (image for operand in join.operands if operand in flow for image in affine_history(flow, operand))
+    return any(node is value and RANK[kind] <= RANK["scaled"] for node, kind in images)
 
 
 def is_given(flow: Dataflow, join: Join, by_node: Found) -> bool:
@@ -349,6 +394,16 @@ def _is_level(flow: Dataflow, join: Join, line: Sequence[Join], by_node: Found) 
         if around and below and around.isdisjoint(below):
             return True
     return False
+
+
+def _puts_beside(flow: Dataflow, join: Join, line: Sequence[Join], ends: Sequence[fx.Node]) -> bool:
+    """The line puts earlier points of the stream beside the fork, and comes back by an affine way, on which they would
+    pass for constants.
+    """
+    earlier = (node for one in line if one.concatenates for node in one.injections if node in flow)
+    return any(flow.depends(join.fork, node) for node in earlier) and all(
+        flow.region(line[-1].node, end).affine for end in ends
+    )
 
 
 def _comes_back(flow: Dataflow, end: fx.Node, operands: Sequence[fx.Node]) -> bool:

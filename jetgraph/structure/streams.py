@@ -138,13 +138,11 @@ def _way(flow: Dataflow, chain: Sequence[Join], ends: Sequence[fx.Node]) -> Way:
 
 def _start(flow: Dataflow, chain: Sequence[Join]) -> fx.Node:
     """Where the stream of a chain starts: at its first fork, or before it at what joins further on add again; if the
-    first fork is an affine image of an earlier value that a branch further on reads, at that.
+    first fork is made of an earlier value that a branch further on reads, at that.
     """
     first = start = chain[0].fork
     read = [branch.region for join in chain for branch in join.branches if not flow.depends(branch.region.entry, first)]
-    images = [
-        region for region in read if flow.depends(first, region.entry) and flow.region(region.entry, first).affine
-    ]
+    images = [region for region in read if flow.depends(first, region.entry)]
     added = [operand for join in chain for operand in join.injections if operand in flow]
     for operand in (*(region.exit for region in images), *added):
         node: fx.Node | None = start

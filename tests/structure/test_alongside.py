@@ -168,6 +168,7 @@ class AltUp(Reversible):
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.low = nn.Linear(WIDTH, WIDTH, bias=False)
 
     def start(self, x: Tensor) -> State:
         one, two = super().start(x)
@@ -186,6 +187,45 @@ class AltUp(Reversible):
     def added(self, step: int, state: State) -> State:
         made = self.blocks[step](self.carried(step, state)[step % 2])
         return tuple(self.weights[2, step, place] * made for place in range(2))
+
+
+class Predicted(AltUp):
+    """The same from two projections of the embedding, where what the block makes stands for what was predicted."""
+
+    width = WIDTH
+
+    def start(self, x: Tensor) -> State:
+        h = self.embed(x)
+        return self.up(h), self.low(h)
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(sum(state)))
+
+    def step(self, step: int, state: State) -> State:
+        predicted, made = AltUp.carried(self, step, state), self.blocks[step](state[step % 2])
+        return tuple(
+            value + self.weights[2, step, place] * (made - predicted[step % 2]) for place, value in enumerate(predicted)
+        )
+
+    def carried(self, step: int, state: State) -> State:
+        predicted = AltUp.carried(self, step, state)
+        return tuple(
+            value - self.weights[2, step, place] * predicted[step % 2] for place, value in enumerate(predicted)
+        )
+
+    def added(self, step: int, state: State) -> State:
+        made = self.blocks[step](state[step % 2])
+        return tuple(self.weights[2, step, place] * made for place in range(2))
+
+
+class Midpoint(Stopped):
+    """The midpoint rule: each layer is added to the state before the one that it reads."""
+
+    def start(self, x: Tensor) -> State:
+        return (self.embed(x),) * 2
+
+    def step(self, step: int, state: State) -> State:
+        return state[1] + self.blocks[step](state[0]), state[0]
 
 
 class Hyper(Net):
@@ -257,7 +297,10 @@ class Dynamic(Hyper):
         return tuple(value + gate * made for value, gate in zip(self.mixed(gates, state), gates[12:], strict=True))
 
 
-@pytest.mark.parametrize("kind", [Reversible, Averaged, Momentum, Nesterov, Stopped, Coupled, AltUp, Hyper, Dynamic])
+@pytest.mark.parametrize(
+    "kind",
+    [Reversible, Averaged, Momentum, Nesterov, Stopped, Coupled, AltUp, Predicted, Hyper, Dynamic],
+)
 @torch.no_grad()
 def test_terms_of_streams_that_read_each_other(kind: type[Net]) -> None:
     torch.manual_seed(0)
@@ -516,10 +559,21 @@ class Pairs(Narrow):
         if step % 2:
             y = self.down(self.blocks[step](h))
             return h, z + torch.sigmoid(y).unsqueeze(2) * y.unsqueeze(1)
-        return h + z.sum(-1).softmax(-1) @ self.blocks[step](h), z
+        return h + (h @ h.mT + z.sum(-1)).softmax(-1) @ self.blocks[step](h), z
 
     def end(self, state: State) -> Tensor:
         return self.head(self.norm(state[0] + self.up(state[1].mean(2))))
+
+
+class Scores(Pairs):
+    """The last layer's attention is all that reads the last pairs, added to its scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([*self.blocks, self.blocks[0]])
+
+    def end(self, state: State) -> Tensor:
+        return self.head(self.norm(state[0]))
 
 
 @pytest.mark.parametrize(
@@ -529,6 +583,7 @@ class Pairs(Narrow):
         (Positions, ["L0.mlp", "L0.mlp.2", "L1.mlp", "L1.mlp.2", "L2.mlp", "L2.mlp.2", "L3.mlp", "L3.mlp.2"]),
         (Vectors, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp"]),
         (Pairs, ["L0.mlp", "L1.attn", "L2.mlp", "L3.attn", "L4.mlp"]),
+        (Scores, ["L0.mlp", "L1.attn", "L2.mlp", "L3.attn", "L4.mlp", "L5.attn"]),
         (DualPath, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp", "L4.mlp"]),
         (
             Ahead,
@@ -575,6 +630,7 @@ class Pairs(Narrow):
         (Once, ["L0.attn", "L1.mlp", "L2.mlp", "L3.mlp", "L3.mlp.2"]),
         (Joint, ["L0.attn", "L1.mlp", "L2.mlp", "L3.attn", "L4.mlp", "L5.mlp"]),
         (Normed, ["L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm", "L3.mlp"]),
+        (Midpoint, ["L0.mlp", "L1.mlp", "L1.norm", "L2.mlp"]),  # which alone reads what the second layer has made
         (Residual, ["L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm", "L3.mlp"]),
         (Narrow, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp", "L4.mlp", "L5.mlp"]),
     ],

@@ -112,6 +112,15 @@ def ladder(net: Net, x: Tensor) -> Tensor:
     return net.head(net.up(s))
 
 
+def pooled(net: Net, x: Tensor) -> Tensor:
+    """Queries are pooled, as in Funnel; keys and values are all positions of the point that they are a pool of."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        q = nn.functional.avg_pool1d(h.mT, 2, 1).mT
+        h = q + block(torch.softmax(q @ h.mT, -1) @ h)
+    return net.head(net.norm(h))
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] = {
     chosen: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     coupled: ([("gated", "halves.0"), ("gated", "halves.1")], 0),
@@ -121,6 +130,7 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     normalised: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     with_context: ([("identity", "blocks.2"), ("identity", ""), ("identity", "blocks.1")], 0),
     ladder: ([("identity", "blocks.0"), ("identity", "unit"), ("identity", "blocks.1"), ("identity", "unit")], 0),
+    pooled: ([("projection", "blocks.0"), ("projection", "blocks.1")], 0),
 }
 """By net, the joins of its stream with what their branches are named after, and how many others are nested in them."""
 
@@ -136,6 +146,9 @@ def test_joins(run: Callable[[Net, Tensor], Tensor]) -> None:
     assert [kind for kind, _ in found] == [kind for kind, _ in joins]
     assert all(name in path for (_, path), (_, name) in zip(found, joins, strict=True)), found
     assert sum(join.depth > 0 for join in graph.joins) == nested
+    # Keys and values are made of the fork, and held as no context.
+    held = [node for join in graph.stream.joins for branch in join.branches for node in branch.region.context]
+    assert run is not pooled or not held, held
     given = subject(graph, inputs, {"x": torch.randn(2, 5, 3, dtype=torch.float64)}, torch.float64)
     assert check_values(given) >= 3 * len(joins)
     check_affine(given)
@@ -184,11 +197,11 @@ def test_an_input_that_a_loop_is_given_in_each_round(run: Callable[[Net, Tensor]
     assert distance(sum(frozen.terms.values()), net(**inputs)) < EXACT  # type: ignore[arg-type]
     # What the last round is given, and no block passes: the start alone, beside a state that is nothing.
     expansion = jg.expand(graph, order=0, weights="unit")
-    # It is a point of the stream where the first fork is an affine image of it.
-    entries = "L1.add.in" if run is from_a_guess else "embed > L1.skip"
+    # It is a point of the stream, of which the first fork is an image.
+    entries = "embed > L1.skip"
     term = jg.compile(expansion)(**inputs).terms
     path = next(path for path in term if str(path).startswith(entries) and ".mlp" not in str(path))
-    start = net.stem(inputs["x"]) - (0 if run is from_a_guess else net.stem.bias)
+    start = net.stem(inputs["x"]) - net.stem.bias
     beside = [start, torch.zeros_like(start)] if run is with_norms else [torch.zeros_like(start), start]
     value = torch.cat(beside, -1) @ net.adapter.weight.mT
     value = net.norm(value) if run is with_norms else value

@@ -97,6 +97,13 @@ def hourglass(net: Levels, h: Tensor, c: Tensor) -> Tensor:
     return h + inner.repeat_interleave(2, -1)
 
 
+def pooled_first(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """The stream goes down by a maximum before any layer has added to it."""
+    inner = F.max_pool1d(h, 2)
+    inner = inner + net.after[0](inner)
+    return h + net.blocks[0](h) + inner.repeat_interleave(2, -1)
+
+
 def resolutions(net: Levels, h: Tensor, c: Tensor) -> Tensor:
     """Two resolutions beside each other, which exchange what they have made, twice."""
     a, b = h, net.down[0](h)
@@ -184,6 +191,7 @@ NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | Non
         ("after.0", None),
     ],
     hourglass: [("blocks.0", None), ("after.0", None), ("mix", None), ("skip", 2)],
+    pooled_first: [("after.0", None), ("skip", 0), ("blocks.0", 0)],
     resolutions: [("blocks.0", None), ("blocks.1", None), ("after.0", None), ("after.1", None)],
     selected: [("blocks.0", None), ("blocks.1", None), ("blocks.2", None), ("lateral.1", 3), ("lateral.0", 1)],
     dense_head: [("blocks.0", None), ("after.0", None), ("blocks.1", None), ("lateral.0", 1)],

@@ -296,7 +296,59 @@ def attention_over_layers(net: Net, h: Tensor) -> Tensor:
     return h
 
 
+def points_put_beside(net: Net, h: Tensor) -> Tensor:
+    """Deep layer aggregation: a root puts two points side by side, projects them, and adds that to the last."""
+    one = F.layer_norm(h + net.blocks[0](h), (WIDTH,))
+    two = F.layer_norm(one + net.blocks[1](one), (WIDTH,))
+    return net.merge[0](torch.cat([two, one], -1)) + two
+
+
+def dense_blocks(net: Net, h: Tensor) -> Tensor:
+    """Dense blocks in a residual one: the point that the first of them adds to is read again behind the last."""
+    start = h
+    for block, merge in zip(net.blocks[:2], net.merge, strict=True):
+        h = h + merge(torch.cat([h, block(h)], -1))
+    return start + 0.2 * h
+
+
+def beside_an_adapter(net: Net, h: Tensor) -> Tensor:
+    """LAuReL: the skip has an affine branch of its own, and a weight."""
+    for block, group, scale in zip(net.blocks[:2], net.group, net.scales, strict=False):
+        h = scale[0] * block(h) + scale[1] * (h + group(h))
+    return h
+
+
+def started_again(net: Net, h: Tensor) -> Tensor:
+    """Personalised propagation: each round adds a multiple of the start to an image of the one before."""
+    start = h
+    for group in (*net.group, net.group[0]):
+        h = 0.9 * group(h) + 0.1 * start
+    return h
+
+
+def weighted_list(net: Net, h: Tensor) -> Tensor:
+    """DenseFormer without skips: layers read weighted sums of what all layers before have made, and no sum is kept."""
+    made = [h]
+    for block, scale in zip((*net.blocks, None), (*net.scales, net.scales[0]), strict=True):
+        h = sum(weight * value for weight, value in zip(scale, made, strict=False))  # type: ignore[assignment]
+        if block is not None:
+            made.append(block(h))
+    return h
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
+    points_put_beside: [
+        ("L0.mlp", None),
+        ("L0.norm", None),
+        ("L1.mlp", None),
+        ("L1.norm", None),
+        ("L1.skip", 2),
+        ("L1.skip.2", 4),
+    ],
+    dense_blocks: [("L0.mlp", None), ("L1.mlp", None), ("L1.skip", 0)],
+    beside_an_adapter: [("L0.mlp", None), ("L1.mlp", 0), ("L2.mlp", None), ("L3.mlp", 2)],
+    started_again: [("L0.mlp", None), ("L0.skip", 0), ("L0.skip.2", 0)],
+    weighted_list: [(f"L{block}.mlp", None) for block in range(4)],
     added_again: [
         (f"L{block}.{kind}", 0 if kind == "skip" and block else None) for block in range(3) for kind in ("mlp", "skip")
     ],
@@ -464,8 +516,8 @@ def test_structure_and_terms(run: Callable[[Net, Tensor], Tensor]) -> None:
     net, inputs, graph = traced(run)
     sites = graph.outline.sites()[:-1]
     assert [(site.alias, site.reads) for site in sites] == NETS[run]
-    # The units of a head on an earlier layer are what the branch is made of that reads it.
-    assert sum(join.depth for join in graph.joins) == (1 if run is fused else 0)
+    # The units of a head on an earlier layer are what the branch is made of that reads it, and dense blocks are one.
+    assert sum(join.depth for join in graph.joins) == (1 if run is fused else 2 if run is dense_blocks else 0)
     steps = graph.outline.steps
     assert sum(isinstance(step, MapStep) for step in steps) == sum(site.role == "map" for site in sites)
     assert not any(step.injections for step in steps if isinstance(step, JoinStep))
