@@ -35,8 +35,9 @@ def along_stream(dag: nx.MultiDiGraph, page: float) -> Coordinates:
     width = max(map(box_width, boxes), default=0.0) + GAP
     number = max(1, int(page // width))
     columns = {node: _column(dag, node) for node in dag}
-    # What enters at the beginning stands before it, on the first line; the output with the decoder, and not by itself.
-    ends = {node: 0.75 * (role == "sink") for node, role in dag.nodes(data="role")}
+    # What enters at the beginning stands before it, on the first line; the output with the decoder, and by itself only
+    # where a line holds no more than one column.
+    ends = {node: 0.75 * (role == "sink" and number > 1) for node, role in dag.nodes(data="role")}
     lines_of = {node: max(0, floor((column - ends[node]) / number)) for node, column in columns.items()}
     offsets = _offsets(dag, columns)
     extents = [(0.0, 0.0)] * (1 + max(lines_of.values()))

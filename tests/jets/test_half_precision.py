@@ -67,11 +67,14 @@ def test_a_rule_rounds_once(case: Case) -> None:
             try:
                 found = _run(prepared, varying, dtype, dtype)
             except RuntimeError as error:
-                if "not implemented" not in str(error) and "not supported" not in str(error):
+                if not any(words in str(error) for words in ("not implemented", "not supported", "must be either")):
                     raise
                 pytest.skip(f"PyTorch has no kernel: {error}")
             for short, exact in zip(found, _run(prepared, varying, dtype, torch.float64), strict=True):
                 if isinstance(short, Series) and isinstance(exact, Series):
+                    if not short.coefficient(0).isfinite().all() and exact.coefficient(0).isfinite().all():
+                        # Coefficient 0 is the plain operator's own result, whatever that is.
+                        pytest.skip(f"PyTorch's own result is not finite in {dtype}")
                     _check_rounding(case, dtype, short, exact.stacked())
 
 

@@ -82,7 +82,7 @@ def figure_of(lens: LensValues, row: int, colour: str, columns: int) -> Figure:
     figure.supylabel("point of the stream, and what it follows", fontsize=9)
     what = _what(lens)
     figure.suptitle(f"{lens.title}: {what}", fontsize=10, parse_math=False)
-    name = what if lens.features else "KL(model ‖ lens), nats" if apart else "probability of what is shown"
+    name = what if lens.features else "KL(model ‖ lens), nats" if apart else f"probability of the {_one(lens)} shown"
     _bar(figure, panels[-1], name, "both" if apart else "neither")
     return figure
 
@@ -91,8 +91,12 @@ def _what(lens: LensValues) -> str:
     """What cells say."""
     if lens.features:
         return "cosine with the output"
-    # Of a model that reads no tokens nothing says that its outputs are some.
-    return "most probable tokens" if lens.vocabulary and lens.ids is not None else "largest outputs"
+    return "most probable tokens" if _one(lens) == "token" else "largest outputs"
+
+
+def _one(lens: LensValues) -> str:
+    """What one output is called: of a model that reads no tokens nothing says that its outputs are some."""
+    return "token" if lens.vocabulary and lens.ids is not None else "output"
 
 
 def _label(point: int, after: str) -> str:
