@@ -102,7 +102,7 @@ def _side_by_side(region: Region, products: dict[fx.Node, fx.Node], place: Cut) 
     number, widths = 0, set()
     for piece in nodes_in(node.args[:1]):
         own = next((product for product in reversed(products) if piece in _made_from(product)), None)
-        cut = carry(region, piece, ())
+        cut = None if own is None else carry(region, piece, ())
         if own is None or cut is None:
             return None
         try:

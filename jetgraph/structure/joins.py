@@ -389,8 +389,10 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Foun
     for skip in flowing:
         others = [operand for operand in flowing if operand is not skip]
         for fork, held in gated_history(flow, skip):
-            fits = same_size(fork, skip) or is_of_several(flow, skip)
-            if not fits or (best and flow.positions[fork] <= flow.positions[best.fork]):
+            whole = same_size(fork, skip) and not any(
+                packet_of(node) in _PIECES for node in flow.between(fork, skip, held)
+            )
+            if not (whole or is_of_several(flow, skip)) or (best and flow.positions[fork] <= flow.positions[best.fork]):
                 continue
             dependent = depending(flow, others, fork)
             gating = {node for factor in held for node, _ in affine_history(flow, factor)}
@@ -402,6 +404,12 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Foun
                 if None not in weighed:
                     best = _gated_over(flow, total, fork, skip, held, filter(None, weighed))
     return best
+
+
+_PIECES = {aten.slice, aten.select}
+"""What leaves some of a value out: that the rest has as many numbers as the fork is then chance, as where a row of the
+scores of a delta rule is corrected by the rows above it.
+"""
 
 
 def _gated_over(
