@@ -84,7 +84,7 @@ class Measurement:
     def chosen(self, windows: Sequence[Tensor], tolerance: float) -> tuple[ChosenOrder, ...]:
         """The order at each point that leaves no more than a tolerance over all windows."""
         batches = [self._together(windows, some) for some in alike(windows, self._size(HIGHEST))]
-        return chosen_orders(self.graph, batches, self.points, self.scale, tolerance)
+        return chosen_orders(self.subject, batches, self.points, self.scale, tolerance)
 
     def measure(
         self, windows: Windows, orders: Sequence[int], sample: Collection[int] = ()
@@ -187,7 +187,7 @@ class Measurement:
             measured: dict[int, tuple[Array, ...]] = {}
             batches = [*alike(some, size)]
             # To check the inputs of a batch, a device is waited for: they are before anything is computed.
-            forwards = deque(self.graph.run(**self._together(some, places)) for places in batches)
+            forwards = deque(self.subject.run(self._together(some, places)) for places in batches)
             looks = ((places, look(forwards.popleft())) for places in batches)
             for places, read in _one_behind(looks):
                 found = [values[..., self.skip :] for values in read()]
@@ -217,7 +217,7 @@ class Measurement:
     def _bytes(self, inputs: Mapping[str, Any], order: int) -> int:
         """What one window takes: lenses of all points before the unembedding, or logits of one point after it."""
         entry = self.graph.structure.decoder.affine.entry
-        forward = self.graph.run(**inputs)
+        forward = self.subject.run(inputs)
         logits = 8 * int(np.prod(shape_of(self.graph, forward)[1:]))
         hidden = int(np.prod(forward.shape(entry))) * entry.meta["dtype"].itemsize
         return (order + 1) * max(logits, hidden * len(self.points))
