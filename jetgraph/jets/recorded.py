@@ -94,8 +94,11 @@ class Routine:
         if not self._known or (may_follow() and any(map(is_followed, given))):
             return self._function(*given)
 
+        made = self._run(given)
+        if len(made) == self._number:
+            return made
+
         def demanded() -> tuple[Tensor, ...]:
-            made = self._run(given)
             leave(made[self._number :])
             return made[: self._number]
 
@@ -124,7 +127,7 @@ def _kind(given: Sequence[Tensor]) -> tuple[Any, ...]:
     kind: list[Any] = [torch.get_default_dtype()]
     for number, each in enumerate(given):
         owner = first.setdefault(_memory(each), number)
-        apart = each.storage_offset() - given[owner].storage_offset()
+        apart = 0 if owner == number else each.storage_offset() - given[owner].storage_offset()
         kind.append((each.shape, each.stride(), each.dtype, each.device, owner, apart))
     return tuple(kind)
 
