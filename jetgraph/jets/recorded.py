@@ -172,7 +172,7 @@ class _Recorder(TorchDispatchMode):
         results = made if several else [made]
         self._fits &= all(isinstance(each, Tensor) for each in results)
         names = tuple(self._named(each) for each in results if isinstance(each, Tensor))
-        self._steps.append(Step(func, *called, names, several))
+        self._steps.append(Step(func, called[0], called[1], names, several))
         return made
 
     def _named(self, tensor: Tensor) -> Name:
