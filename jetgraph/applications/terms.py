@@ -225,7 +225,7 @@ def terms(
             "many at most (--limit), their sums by class (spectrum), components (attribute), or the largest (rank)"
         )
     given = subject.inputs(inputs)
-    shape = subject.graph.run(**given).shape(subject.graph.traced.output)
+    shape = subject.run(given).shape(subject.graph.traced.output)
     last = last_tokens(subject.graph, given, shape[:-1])
     values = compile(expansion, chosen, budget=PATH_BUDGET).at(_places(shape, last), **given)
     listed = list(values.hidden)

@@ -25,3 +25,5 @@ class Evaluated:
     """By site, the sum of what it gives, where the plan has that."""
     radii: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     """By site that is one norm: radii of its matched centres, one stack [n, *tokens] after the other."""
+    scales: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    """By such a site: what these centres were multiplied by, where they were not summed up at once."""

@@ -46,4 +46,4 @@ def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) 
     results = {path: run.values[index] for path, index in plan.results.items()}
     far = {site: (sum(few), all_) for site, (few, all_) in run.far.items()}
     sums = {site: run.values[index] for site, index in plan.sums.items()}
-    return Evaluated(results, run.weights, far, sums, run.radii)
+    return Evaluated(results, run.weights, far, sums, run.radii, run.scales)

@@ -69,6 +69,8 @@ class Run:
         """By site: numbers of tokens that no scale brings near to the stream, and how many tokens there were."""
         self.radii: dict[str, list[Tensor]] = {}
         """By site that is one norm: radii of the centres that were matched, [n, *tokens] each."""
+        self.scales: dict[str, list[Tensor]] = {}
+        """By such a site: what these centres were multiplied by, as `radii`."""
         self.waiting = plan.waiting()
         """By operation, how often its value will be read."""
         self.sources = Sources(plan, model, forward, memory)
@@ -116,7 +118,11 @@ class Run:
         region, pieces = self.model.region_of(site), self.forward.pieces
         matched = match(pieces, region, centre, stream)
         radii = radius_of(pieces, region, matched)
-        self.note(site, matched.near, radii if radii is None or centre.dim() > stream.dim() else radii.unsqueeze(0))
+        if radii is not None:
+            stacked = centre.dim() > stream.dim()
+            self.scales.setdefault(site, []).append(matched.scale if stacked else matched.scale.unsqueeze(0))
+            radii = radii if stacked else radii.unsqueeze(0)
+        self.note(site, matched.near, radii)
         return matched
 
     def note(self, site: str, near: Tensor, radii: Tensor | None) -> None:

@@ -107,6 +107,8 @@ class PathValues:
         self.radii: Mapping[str, Sequence[Tensor]] = evaluated.radii
         """By site that is one norm: radii of convergence of its matched centres in units of the way to the stream, in
         the order in which they went, one stack [n, *tokens] after the other."""
+        self.scales: Mapping[str, Sequence[Tensor]] = evaluated.scales
+        """By such a site: what these centres were multiplied by; of those whose orders are one term, nothing."""
         self._far = evaluated.far
         self._make_ledger = make_ledger
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from jetgraph.export.watching import Held, Watch, is_kind, of_tensor
+from jetgraph.export.watching import Describe, Held, Watch, is_kind, of_tensor
 
 
 def fingerprint(*values: Any) -> str | None:
@@ -76,7 +76,7 @@ def watched(value: Any) -> tuple[list[Any] | None, Watch | None]:
         return None, None
     try:
         described = [look.described(value)]
-        return described, Watch(value, look.met, _hold)
+        return described, Watch(value, look.met, _holding)
     except (_UnknownError, RecursionError):
         return None, None
     except TypeError:
@@ -325,47 +325,62 @@ def _program(code: types.CodeType) -> tuple[str, tuple[str, ...]]:
     return digest, tuple(dict.fromkeys([*code.co_names, *(name for _, names in inner for name in names)]))
 
 
-def _hold(value: Any, held: Held) -> None:
-    """All that a description reads of an object that is no container."""
-    if is_kind(value, nn.Module):
-        _hold_object(value, held)
-    elif is_kind(value, Tensor):
-        of_tensor(value, held)
-    elif is_kind(value, type):
-        held.facts.append((tuple(map(id, value.__mro__)), value.__module__, value.__qualname__))
-        for above in _own_lineage(value):
-            held.objects += vars(above)
-            held.each([*vars(above).values()])
-    elif is_kind(value, types.FunctionType):
-        held.objects.append(value.__code__)
-        held.facts.append((value.__module__, value.__qualname__))
-        cells = [_held(cell) for cell in value.__closure__ or ()]
-        for each in (value.__defaults__, value.__kwdefaults__, cells, value.__dict__):
-            held.add(each)
-        for name, item in _read_by(value):
-            held.facts.append(name)
-            held.add(item)
-    elif is_kind(value, functools.partial):
-        for each in (value.func, value.args, value.keywords):
-            held.add(each)
-    elif is_kind(value, types.MethodType):
-        held.objects += [value.__func__, value.__self__]
-    elif is_kind(value, types.ModuleType):
-        held.facts.append(value.__name__)
-    elif not is_kind(value, (*_BUILT_IN, re.Pattern)):
-        _hold_object(value, held)
+def _holding(value: Any) -> Describe:
+    """What adds to what is held all that a description reads of objects of this one's kind; it is no container."""
+    return next((hold for kinds, hold in _HOLD if is_kind(value, kinds)), _hold_object)
+
+
+def _hold_class(value: type, held: Held) -> None:
+    held.facts.append((tuple(map(id, value.__mro__)), value.__module__, value.__qualname__))
+    for above in _own_lineage(value):
+        held.members(vars(above))
+
+
+def _hold_function(value: types.FunctionType, held: Held) -> None:
+    held.objects.append(value.__code__)
+    cells = [_held(cell) for cell in value.__closure__ or ()]
+    held.values += (value.__defaults__, value.__kwdefaults__, cells, value.__dict__)
+    read = _read_by(value)
+    held.facts += (value.__module__, value.__qualname__, [name for name, _ in read])
+    held.values += (item for _, item in read)
+
+
+def _hold_partial(value: functools.partial[Any], held: Held) -> None:
+    held.values += (value.func, value.args, value.keywords)
+
+
+def _hold_method(value: types.MethodType, held: Held) -> None:
+    held.objects += (value.__func__, value.__self__)
+
+
+def _hold_module(value: types.ModuleType, held: Held) -> None:
+    held.facts.append(value.__name__)
+
+
+def _hold_nothing(value: Any, held: Held) -> None:
+    """It stays what it is."""
 
 
 def _hold_object(value: Any, held: Held) -> None:
     """Its class and all its attributes."""
     held.objects.append(type(value))
-    for name in _slots(type(value)):
-        held.add(getattr(value, name, _ABSENT))
-    held.add(getattr(value, "__dict__", None))
+    held.values += (getattr(value, name, _ABSENT) for name in _slots(type(value)))
+    held.values.append(getattr(value, "__dict__", None))
 
 
 _ABSENT = object()
 _BUILT_IN = (types.BuiltinFunctionType, torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_HOLD: tuple[tuple[Any, Describe], ...] = (
+    (nn.Module, _hold_object),
+    (Tensor, of_tensor),
+    (type, _hold_class),
+    (types.FunctionType, _hold_function),
+    (functools.partial, _hold_partial),
+    (types.MethodType, _hold_method),
+    (types.ModuleType, _hold_module),
+    ((*_BUILT_IN, re.Pattern), _hold_nothing),
+)
+"""By kind of object, what adds to what is held; the first that fits."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """What else runs when a module is called."""

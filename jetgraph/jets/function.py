@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -194,15 +195,15 @@ class _Program:
         StateError
             A weight has gone, has another shape, type or device than in the trace, or is tied no more.
         """
-        weights = {node: find(module, name.split(".")) for node, name in self.names.items()}
-        for node, value in weights.items():
-            seen = (tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else None
-            if seen != (traced := tuple(node.meta[key] for key in ("shape", "dtype", "device"))):
+        weights = [find(module, attributes) for attributes, _ in self._looks]
+        for name, value, (_, traced) in zip(self.names.values(), weights, self._looks, strict=True):
+            seen = (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else None
+            if seen != traced:
                 now, then = (
                     "gone" if one is None else f"{list(one[0])} {one[1]} on {one[2]}" for one in (seen, traced)
                 )
                 raise StateError(
-                    f"since the trace, the weight {self.names[node]!r} of {title(module)} has changed: it is {now} "
+                    f"since the trace, the weight {name!r} of {title(module)} has changed: it is {now} "
                     f"instead of {then}. Trace it again, with jetgraph.taylor"
                 )
         for name, other in self.ties:
@@ -211,7 +212,13 @@ class _Program:
                     f"since the trace, the weight {name!r} of {title(module)} is no longer one tensor with {other!r}. "
                     "Trace it again, with jetgraph.taylor"
                 )
-        return [recordable(value) for value in (*weights.values(), *self.constants.values())]
+        return [recordable(value) for value in (*weights, *self.constants.values())]
+
+    @cached_property
+    def _looks(self) -> list[tuple[list[str], tuple[Any, ...]]]:
+        """By what attributes each of the names is found in the module, and shape, type and device in the trace."""
+        kinds = ("shape", "dtype", "device")
+        return [(name.split("."), tuple(node.meta[kind] for kind in kinds)) for node, name in self.names.items()]
 
 
 _KEPT: WeakKeyDictionary[nn.Module, list[tuple[Any, _Program]]] = WeakKeyDictionary()

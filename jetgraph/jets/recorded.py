@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from jetgraph.errors import DomainError
 from jetgraph.jets.captured import Captured
 from jetgraph.jets.code import Script
 from jetgraph.jets.domain import deferred, leave, looked_at_once
+from jetgraph.jets.joining import Name, Step, joined
 from jetgraph.jets.recording import is_followed, may_follow, written
 from jetgraph.jets.registry import Registration, find_rule
 
@@ -93,8 +94,11 @@ class Routine:
         if not self._known or (may_follow() and any(map(is_followed, given))):
             return self._function(*given)
 
+        made = self._run(given)
+        if len(made) == self._number:
+            return made
+
         def demanded() -> tuple[Tensor, ...]:
-            made = self._run(given)
             leave(made[self._number :])
             return made[: self._number]
 
@@ -123,7 +127,7 @@ def _kind(given: Sequence[Tensor]) -> tuple[Any, ...]:
     kind: list[Any] = [torch.get_default_dtype()]
     for number, each in enumerate(given):
         owner = first.setdefault(_memory(each), number)
-        apart = each.storage_offset() - given[owner].storage_offset()
+        apart = 0 if owner == number else each.storage_offset() - given[owner].storage_offset()
         kind.append((each.shape, each.stride(), each.dtype, each.device, owner, apart))
     return tuple(kind)
 
@@ -138,13 +142,9 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, given: Sequence[Tensor]) -> None:
         super().__init__()
         self._names = WeakTensorKeyDictionary()
-        for number, each in enumerate(given):
-            self._names[each] = f"v{number}"
-        self._given = [f"v{number}" for number in range(len(given))]
-        self._script = Script(lambda value: self._names.get(value) if isinstance(value, Tensor) else None)
-        self._steps: list[tuple[str, list[str]]] = []
-        """Statements, and all names in them."""
-        self._count = len(given)
+        self._count = 0
+        self._given = [self._named(each) for each in given]
+        self._steps: list[Step] = []
         self._held = set[int]()
         """The memory of what they read besides."""
         self._fits = True
@@ -152,9 +152,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        reads = [name for leaf in leaves if (name := self._names.get(leaf)) is not None]
         writes = written(func, args, kwargs)
-        if not reads:
+        if not any(leaf in self._names for leaf in leaves):
             # It would be drawn once, and what was read before it is not what is there after it.
             self._fits &= torch.Tag.nondeterministic_seeded not in func.tags
             self._fits &= self._held.isdisjoint(map(_memory, writes))
@@ -165,30 +164,37 @@ class _Recorder(TorchDispatchMode):
         self._held.update(map(_memory, others))
         # It writes to no tensor but such as are made again when it is done again.
         self._fits &= all(self._names.get(leaf, self._given[0]) not in self._given for leaf in writes)
-        call = self._script.call(func, args, kwargs)
+        called = tree_map(
+            lambda leaf: self._names.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+        )
         made = func(*args, **kwargs)
         several = isinstance(made, list | tuple)
         results = made if several else [made]
         self._fits &= all(isinstance(each, Tensor) for each in results)
-        names = [f"v{self._count + number}" for number in range(len(results))]
-        self._count += len(results)
-        for name, each in zip(names, results, strict=True):
-            if isinstance(each, Tensor):
-                self._names[each] = name
-        target = "".join(f"{name}, " for name in names) if several else names[0]
-        self._steps.append((f"{target or '()'} = {call}", [*reads, *names]))
+        names = tuple(self._named(each) for each in results if isinstance(each, Tensor))
+        self._steps.append(Step(func, called[0], called[1], names, several))
         return made
+
+    def _named(self, tensor: Tensor) -> Name:
+        lies = tensor.layout is torch.strided and tensor.is_contiguous()
+        name = self._names[tensor] = Name(f"v{self._count}", tuple(tensor.shape), lies)
+        self._count += 1
+        return name
 
     def recorded(self, results: Sequence[Tensor]) -> Function | None:
         """What was written down; None where the results cannot be had again by it."""
-        wanted = [self._names.get(each) for each in results]
-        if not self._fits or not all(name is not None and name not in self._given for name in wanted):
+        wanted: list[Name] = [self._names[each] for each in results if each in self._names]
+        if not self._fits or len(wanted) < len(results) or not set(wanted).isdisjoint(self._given):
             return None
-        last = {name: at for at, (_, names) in enumerate(self._steps) for name in names}
+        steps = joined(self._steps, wanted)
+        last = {name: at for at, step in enumerate(steps) for name in (*step.reads, *step.results)}
         over: dict[int, list[str]] = {}
         for name, at in last.items():
             if name not in wanted:
-                over.setdefault(at, []).append(name)
-        for at, (statement, _) in enumerate(self._steps):
-            self._script.add(statement, over.get(at, ()))
-        return self._script.function(self._given, wanted)  # type: ignore[arg-type]
+                over.setdefault(at, []).append(name.text)
+        script = Script(lambda value: value.text if isinstance(value, Name) else None)
+        for at, step in enumerate(steps):
+            target = "".join(f"{name.text}, " if step.several else name.text for name in step.results)
+            call = script.call(step.op, step.args, step.kwargs)
+            script.add(f"{target or '()'} = {call}", over.get(at, ()))
+        return script.function([name.text for name in self._given], [name.text for name in wanted])

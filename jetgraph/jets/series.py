@@ -178,7 +178,9 @@ class Series:
         low, high = max(start, self.start), min(stop, self.stop)
         if low >= high:
             return self.coefficients.new_zeros((stop - start, *self.shape))
-        held = self.coefficients[low - self.start : high - self.start]
+        held = self.coefficients
+        if (low, high) != (self.start, self.stop):
+            held = held[low - self.start : high - self.start]
         if (low, high) == (start, stop):
             return held
         parts = [held]

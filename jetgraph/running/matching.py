@@ -39,6 +39,8 @@ class Match:
     """By token, whether there is such an s, and x is more than rounding; of size 1 where all have the same."""
     unmatched: Tensor
     """|x| / |h − x| by token as the norm sees them, to be read where there is none."""
+    scale: Tensor
+    """s by token; 1 where there is none."""
 
 
 def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
@@ -79,7 +81,7 @@ def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
     # At an obtuse angle nothing cancels.
     unmatched = (length / (square + length - 2 * along)).sqrt()
     scale, near, unmatched = (_at_entry(value, region) for value in (scale, near, unmatched))
-    return Match(*_pair(x, scale, h, near), near, unmatched)
+    return Match(*_pair(x, scale, h, near), near, unmatched, scale)
 
 
 def _pair(x: Tensor, scale: Tensor, h: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import gc
+import operator
 import re
 import sys
 import threading
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -38,6 +40,9 @@ class Sloped(Residual):
         self.factor = torch.tensor(2.0)
         self.listed = Listed()
         self.renamed = Renamed(re.compile("a+"), 1)
+        self.empty = Listed()
+        self.ordered = OrderedDict(first=[1.0], second=[1.0])
+        self.twice = [self.ordered["first"]] * 2
 
     def forward(self, x: Tensor) -> Tensor:
         return self._sloped(super().forward(x)) * _doubled(x)
@@ -69,6 +74,11 @@ class Renamed(Named):
 
 def _doubled(x: Tensor) -> Tensor:
     return SLOPE * x
+
+
+def _moved(one: list[float], other: list[float]) -> None:
+    """What both hold in turn is the same."""
+    other.insert(0, one.pop())
 
 
 def _scaling(number: float) -> Callable[[Tensor], Tensor]:
@@ -135,6 +145,14 @@ READ: dict[str, Callable[[Any, pytest.MonkeyPatch], Any]] = {
     "a name that ends in hash": lambda model, patch: setattr(model, "use_hash", 2.0),
     "a number in a tensor": lambda model, patch: model.factor.fill_(3.0),
     "an attribute of a dict": lambda model, patch: setattr(model.listed, "slope", 3.0),
+    "an attribute of an empty dict": lambda model, patch: setattr(model.empty, "slope", 3.0),
+    "an attribute of what no hooks are in": lambda model, patch: setattr(model._forward_hooks, "slope", 3.0),
+    "an order": lambda model, patch: model.ordered.move_to_end("first"),
+    "a name": lambda model, patch: model.ordered.update(third=model.ordered.pop("second")),
+    "a kind of container": lambda model, patch: model.ordered.update(second=(1.0,)),
+    "one list for two": lambda model, patch: model.ordered.update(second=model.twice[0]),
+    "two lists for one": lambda model, patch: operator.setitem(model.twice, 1, [*model.twice[0]]),
+    "where one list ends": lambda model, patch: _moved(model.ordered["first"], model.ordered["second"]),
     "a slot": lambda model, patch: setattr(model.renamed, "unset", None),
     "a slot of a class above": lambda model, patch: setattr(model.renamed, "_Named__own", 2),
     "a pattern's flags": lambda model, patch: setattr(model.renamed, "pattern", re.compile("a+", re.DOTALL)),
@@ -210,6 +228,30 @@ def test_what_is_watched_is_not_kept_alive() -> None:
     described, watch = watched(model)
     assert described is not None
     assert watch is None
+
+
+def test_what_is_watched_is_looked_at_together() -> None:
+    """However many containers there are, and nothing in what Python keeps of a class."""
+    calls = list[int]()
+    model = Sloped().eval()
+    for number in (2, 50):
+        setattr(model, "sizes", {f"{at}": [at, {"first": at}] for at in range(number)})  # noqa: B010
+        _, watch = watched(model)
+        assert watch is not None
+        counted = list[str]()
+        sys.setprofile(lambda frame, event, arg, counted=counted: counted.append(event))
+        try:
+            same = is_watched(model, watch)
+        finally:
+            sys.setprofile(None)
+        assert same
+        calls.append(counted.count("call"))
+    assert calls[0] == calls[1]
+    Sloped.__annotations__["later"] = int
+    try:
+        assert is_watched(model, watch)
+    finally:
+        del Sloped.__annotations__["later"]
 
 
 class Place:

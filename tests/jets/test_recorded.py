@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import jetgraph as jg
+from jetgraph.jets import code
 from jetgraph.jets.recorded import Repeated
 from jetgraph.jets.series import stack_of
 
@@ -63,6 +67,77 @@ def test_it_is_decided_twice_for_each_shape(function: Callable[[Tensor], Tensor]
     # Results are tensors of their own.
     one, other = repeated(torch.zeros(5, 3, 4, dtype=torch.double)), repeated(torch.ones(5, 3, 4, dtype=torch.double))
     assert not torch.equal(one[0], other[0])
+
+
+aten = torch.ops.aten
+WEIGHT, BIAS, ROWS = torch.randn(4, 3), torch.randn(4), torch.randn(2, 5, 3)
+
+LAYERS: dict[str, tuple[Callable[..., Any], Tensor, dict[Any, int]]] = {
+    "on rows": (F.linear, ROWS[0], {aten.linear.default: 1}),
+    "on more dimensions": (lambda x, w, b: F.linear(x, w) + b, ROWS, {aten.linear.default: 1, aten.add.Tensor: 1}),
+    "with a bias": (F.linear, ROWS, {aten.linear.default: 1}),
+    "of rows that are turned": (F.linear, torch.randn(3, 5).T, {aten.linear.default: 1}),
+    "with a bias of another shape": (
+        lambda x, w, b: torch.addmm(b[None], x, w.t()),
+        ROWS[0],
+        {aten.t.default: 1, aten.unsqueeze.default: 1, aten.addmm.default: 1},
+    ),
+    "whose rows are read": (
+        lambda x, w, b: (y := torch.mm(x.view(10, 3), w.t())).view(2, 5, 4) + y.sum(),
+        ROWS,
+        {aten.view.default: 2, aten.linear.default: 1, aten.sum.default: 1, aten.add.Tensor: 1},
+    ),
+    "to other rows": (
+        lambda x, w, b: torch.mm(x.view(10, 3), w.t()).view(5, 2, 4) * 2,
+        ROWS,
+        {aten.view.default: 2, aten.linear.default: 1, aten.mul.Tensor: 1},
+    ),
+    "that is written to": (
+        lambda x, w, b: F.linear(x, w).mul_(2)[0].add_(b),
+        ROWS,
+        {aten.linear.default: 1, aten.mul_.Tensor: 1, aten.select.int: 1, aten.add_.Tensor: 1},
+    ),
+    "of which nothing comes": (lambda x, w, b: (F.linear(x, w), x * 2)[1], ROWS, {aten.mul.Tensor: 1}),
+}
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Counter[Any]:
+    """How often code has called operators."""
+    done, binding = Counter[Any](), code.binding
+
+    def counted(op: Any) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            done[op] += 1
+            return binding(op)(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(code, "binding", counted)
+    return done
+
+
+@pytest.mark.parametrize("what", LAYERS)
+def test_a_layer_is_one_call(what: str, called: Counter[Any]) -> None:
+    """As it was, to the bit; nothing is called whose result is not read."""
+    function, given, calls = LAYERS[what]
+    repeated = Repeated(lambda *each: (function(*each),))
+    with torch.no_grad():
+        for _ in range(3):
+            found = repeated(given, WEIGHT, BIAS)[0]
+    assert torch.equal(found, function(given, WEIGHT, BIAS))
+    assert called == calls
+
+
+def test_a_jet_calls_each_layer_once(called: Counter[Any]) -> None:
+    """One product for all coefficients."""
+    up, down = torch.nn.Linear(3, 8, bias=False), torch.nn.Linear(8, 3, bias=False)
+    series = jg.taylor(lambda x: down(F.silu(up(x))), ROWS)
+    with torch.no_grad():
+        found = [series(ROWS, ROWS, 2) for _ in range(3)]
+    assert torch.equal(found[0], found[2])
+    assert called[aten.linear.default] == 2
+    assert not {aten.mm.default, aten.t.default, aten.view.default, aten._unsafe_view.default} & called.keys()
 
 
 def over_what_is_held(given: Tensor) -> Tensor:

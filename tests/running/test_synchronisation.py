@@ -66,6 +66,10 @@ def test_a_lens_decides_once_and_looks_at_the_weights_once(
     assert len(looks) == 1
     assert torch.equal(first.logits, again.logits)
     assert torch.equal(torch.as_tensor(first.radius), torch.as_tensor(again.radius))
+    for orders in ([2], "auto"):
+        looks.clear()
+        jg.evaluate_lens(example.graph, example.inputs["input_ids"], orders=orders, scale=scale, resamples=10)
+        assert len(looks) == 1
 
 
 @pytest.mark.parametrize(

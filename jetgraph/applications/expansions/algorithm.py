@@ -209,7 +209,7 @@ def jet_expand(
         check_order(order)
     named = [at, *([centres] if isinstance(centres, str) else centres)]
     one = split_subject(subject(model, inputs, tokenizer), split, named)
-    forward = one.graph.run(**one.inputs(inputs))
+    forward = one.run(one.inputs(inputs))
     nonlinearity = nonlinearity_at(one.graph, forward, at)
 
     def expanded(order: int) -> JetExpansion:

@@ -19,16 +19,16 @@ from jetgraph.applications.lenses.points import (
     jet_sums,
     lens_points,
     output_shape,
+    shape_of,
 )
 from jetgraph.applications.orders import HIGHEST, ChosenOrder, chosen, improving
-from jetgraph.applications.subject import counted_tokens
+from jetgraph.applications.subject import Subject, counted_tokens
 from jetgraph.compilation import compile
-from jetgraph.residual import ResidualGraph
 from jetgraph.running.matching import left_by_orders
 
 
 def chosen_orders(
-    graph: ResidualGraph, batches: Sequence[Mapping[str, Any]], layers: Layers, scale: Scale, tolerance: float
+    one: Subject, batches: Sequence[Mapping[str, Any]], layers: Layers, scale: Scale, tolerance: float
 ) -> tuple[ChosenOrder, ...]:
     """The order at each point of the stream over all tokens of some inputs, with its reason.
 
@@ -37,26 +37,27 @@ def chosen_orders(
     Elsewhere orders are raised, all points together, as long as their ratios are worth it, and ‖output − lens‖ /
     ‖output‖ is measured.
     """
-    points = lens_points(expand(graph, 0, recipe="lens", layers=layers, scale=scale))
-    certified = [_certified(graph, given, points, scale) for given in batches]
-    if (known := [one for one in certified if one is not None]) and len(known) == len(certified):
+    points = lens_points(expand(one.graph, 0, recipe="lens", layers=layers, scale=scale))
+    certified = [_certified(one, given, points, scale) for given in batches]
+    if (known := [each for each in certified if each is not None]) and len(known) == len(certified):
         # [point, order, token] of all inputs.
         squares = np.square(np.concatenate(known, axis=-1)).mean(-1)
-        return tuple(chosen(one.tolist(), tolerance, certified=True) for one in np.sqrt(squares))
-    measured = _measured(graph, batches, points, scale, tolerance)
+        return tuple(chosen(each.tolist(), tolerance, certified=True) for each in np.sqrt(squares))
+    measured = _measured(one, batches, points, scale, tolerance)
     return tuple(chosen(measured[point], tolerance) for point in points)
 
 
-def _certified(graph: ResidualGraph, given: Mapping[str, Any], points: tuple[int, ...], scale: Scale) -> Array | None:
+def _certified(one: Subject, given: Mapping[str, Any], points: tuple[int, ...], scale: Scale) -> Array | None:
     """What orders 0..`HIGHEST` leave of the decoder's norm, [point, order, token]; None where the decoder is more than
     a norm, or makes a row of the output of several tokens, or of one of them.
     """
+    graph = one.graph
     if not is_norm_alone(graph):
         return None
-    rows = output_shape(graph, given)[:-1]
+    forward, region = one.run(given), graph.structure.decoder.nonlinear
+    rows = shape_of(graph, forward)[:-1]
     counted = counted_tokens(graph, given, rows)
     kept = slice(None) if counted is None else counted.cpu().numpy()
-    forward, region = graph.run(**given), graph.structure.decoder.nonlinear
     end = forward.point(-1)
     by_point: list[Array] = []
     for point in points:
@@ -68,7 +69,7 @@ def _certified(graph: ResidualGraph, given: Mapping[str, Any], points: tuple[int
 
 
 def _measured(
-    graph: ResidualGraph,
+    one: Subject,
     batches: Sequence[Mapping[str, Any]],
     points: tuple[int, ...],
     scale: Scale,
@@ -78,11 +79,11 @@ def _measured(
     left: dict[int, list[float]] = {point: [] for point in points}
     pending = list(points)
     for order in range(HIGHEST + 1):
-        module = compile(expand(graph, order, recipe="lens", layers=pending, scale=scale))
+        module = compile(expand(one.graph, order, recipe="lens", layers=pending, scale=scale))
         whole, rest = 0.0, dict.fromkeys(pending, 0.0)
         for given in batches:
             values = module(**given)
-            counted = counted_tokens(graph, given, output_shape(graph, given)[:-1])
+            counted = counted_tokens(one.graph, given, output_shape(one, given)[:-1])
             output = _kept(values.output, counted)
             whole += float(output.square().sum())
             for point in pending:

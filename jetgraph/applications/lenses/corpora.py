@@ -181,7 +181,7 @@ def corpus(model: Model, texts: Texts, tokens: int, window: int, tokenizer: Any 
     if not isinstance(read, Tensor):
         one.reader.check_length(windows.longest, "longest piece of text", f"window={window}")
         return one, windows
-    rows = output_shape(one.graph, one.inputs(next(windows.begin())[None]))
+    rows = output_shape(one, one.inputs(next(windows.begin())[None]))
     number = -(-tokens // (rows[1] if len(rows) == 3 else 1))
     return one, windows if number >= windows.number else Windows.of([read[i] for i in _even(len(read), number)])
 

@@ -332,7 +332,7 @@ def _long_enough(one: Subject, windows: Windows, skip: int) -> Windows:
     def is_long(window: Tensor) -> bool:
         shape = tuple(window.shape)
         if shape not in lengths:
-            rows = output_shape(one.graph, one.inputs(window[None]))[:-1]
+            rows = output_shape(one, one.inputs(window[None]))[:-1]
             lengths[shape] = len(rows) > 1 and rows[1] > skip
         return lengths[shape]
 

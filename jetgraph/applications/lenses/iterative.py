@@ -221,7 +221,7 @@ def lens(
     given = one.inputs(inputs)
     forward = one.run(given)
     shape = shape_of(one.graph, forward)
-    chosen = () if limit is None else chosen_orders(one.graph, [given], layers, scale, limit)
+    chosen = () if limit is None else chosen_orders(one, [given], layers, scale, limit)
     orders = tuple(sorted({one.order for one in chosen})) if chosen else orders
     # Of one order alone the sum up to it is all that is asked for.
     known = lenses(one.graph, orders[-1], layers, scale, len(orders) == 1 and orders[0] > 0)

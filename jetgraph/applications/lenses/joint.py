@@ -330,7 +330,7 @@ def _joint(
     one: Subject, given: Mapping[str, Any], order: int, scale: Scale, centres: Grouping, target: int | str | None
 ) -> JointLens:
     """The joint lens of one order."""
-    shape = output_shape(one.graph, given)
+    shape = output_shape(one, given)
     token = None if target is None else _token(one, target, shape[-1])
     maps = [step.site for step in one.graph.outline.steps if isinstance(step, MapStep) and not step.site.affine]
     atoms = {site.alias: Atom() for site in maps}

@@ -84,7 +84,7 @@ class Measurement:
     def chosen(self, windows: Sequence[Tensor], tolerance: float) -> tuple[ChosenOrder, ...]:
         """The order at each point that leaves no more than a tolerance over all windows."""
         batches = [self._together(windows, some) for some in alike(windows, self._size(HIGHEST))]
-        return chosen_orders(self.graph, batches, self.points, self.scale, tolerance)
+        return chosen_orders(self.subject, batches, self.points, self.scale, tolerance)
 
     def measure(
         self, windows: Windows, orders: Sequence[int], sample: Collection[int] = ()
@@ -98,7 +98,7 @@ class Measurement:
 
         def look(forward: Forward) -> Look:
             values = self._values(known, forward)
-            ways = self._ways(forward) if sample and self._is_closed else None
+            ways = self._ways(forward, _scales(values, self.points)) if sample and self._is_closed else None
             output = by_position(values.output)
             sums, reference, parts = JetSums(known.expansion, values), Reference(output), list[Tensor]()
             # In one product where there is memory for it, beside the terms and what a comparison makes.
@@ -139,7 +139,8 @@ class Measurement:
         known = self._lenses(RADIUS_ORDER)
 
         def look(forward: Forward) -> Look:
-            ways = self._ways(forward, np.stack(_read_off(self._values(known, forward), self.points)))
+            values = self._values(known, forward)
+            ways = self._ways(forward, _scales(values, self.points), np.stack(_read_off(values, self.points)))
             return lambda: (ways(),)
 
         return self._each("radii", windows, [RADIUS_ORDER], look, tally)
@@ -149,14 +150,14 @@ class Measurement:
         """No orders are evaluated for radii: the decoder is a norm alone, or affine."""
         return is_norm_alone(self.graph) or not self.graph.structure.decoder.nonlinear.nodes
 
-    def _ways(self, forward: Forward, radii: Array | None = None) -> Callable[[], Array]:
+    def _ways(self, forward: Forward, scales: Tensor | None, radii: Array | None = None) -> Callable[[], Array]:
         """What reads [distance, radius and whether it is above 1, point, window, position] of a device; the radii are
-        those of closed forms unless given.
+        those of closed forms unless given. See `_some_ways`.
         """
         region, dims = self.graph.structure.decoder.nonlinear, stream_dims(self.graph)
         rows = (*shape_of(self.graph, forward)[:-1], 1)[:2]
         distances, found = list[Tensor](), list[Tensor]()
-        for centres, ways in _some_ways(forward, self.points, self.scale, self.memory // 2):
+        for centres, ways in _some_ways(forward, self.points, self.scale, self.memory // 2, scales):
             distances.append(_ratios(ways, centres, rows, dims))
             if is_norm_alone(self.graph):
                 found.append(radius(forward.pieces, region, centres, ways))
@@ -187,7 +188,7 @@ class Measurement:
             measured: dict[int, tuple[Array, ...]] = {}
             batches = [*alike(some, size)]
             # To check the inputs of a batch, a device is waited for: they are before anything is computed.
-            forwards = deque(self.graph.run(**self._together(some, places)) for places in batches)
+            forwards = deque(self.subject.run(self._together(some, places)) for places in batches)
             looks = ((places, look(forwards.popleft())) for places in batches)
             for places, read in _one_behind(looks):
                 found = [values[..., self.skip :] for values in read()]
@@ -217,7 +218,7 @@ class Measurement:
     def _bytes(self, inputs: Mapping[str, Any], order: int) -> int:
         """What one window takes: lenses of all points before the unembedding, or logits of one point after it."""
         entry = self.graph.structure.decoder.affine.entry
-        forward = self.graph.run(**inputs)
+        forward = self.subject.run(inputs)
         logits = 8 * int(np.prod(shape_of(self.graph, forward)[1:]))
         hidden = int(np.prod(forward.shape(entry))) * entry.meta["dtype"].itemsize
         return (order + 1) * max(logits, hidden * len(self.points))
@@ -255,20 +256,31 @@ def _compared(sums: JetSums, reference: Reference, points: Sequence[int], orders
     return torch.stack([getattr(comparison, name).double() for name in METRICS])
 
 
-def ways_to_end(forward: Forward, points: Sequence[int], scale: Scale) -> tuple[Tensor, Tensor]:
+def _scales(values: PathValues, points: Sequence[int]) -> Tensor | None:
+    """What matched the centres of all points, [point, ...]; None where not all were matched."""
+    told = [scales for site in values.scales.values() for scales in site]
+    return torch.cat(told) if told and sum(map(len, told)) == len(points) else None
+
+
+def ways_to_end(
+    forward: Forward, points: Sequence[int], scale: Scale, scales: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The centres of lenses [point, ...], matched where they are to be, and what is still missing to the end of the
     stream.
 
-    Of a token that no scale brings near, both are those of the centre as it is.
+    Of a token that no scale brings near, both are those of the centre as it is. Where `scales` are given, what matches
+    the centres is known.
     """
     region = forward.graph.structure.decoder.nonlinear
     x, end = torch.stack([forward.at_end(point) for point in points]), forward.point(-1)
     if scale == "matched" and region.scaling is not None:
-        x = match(forward.pieces, region, x, end).centre
+        x = match(forward.pieces, region, x, end).centre if scales is None else (x * scales).to(x.dtype)
     return x, end - x
 
 
-def _some_ways(forward: Forward, points: Sequence[int], scale: Scale, memory: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _some_ways(
+    forward: Forward, points: Sequence[int], scale: Scale, memory: int, scales: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """`ways_to_end` of as many points at once as fit into so many bytes."""
     stream = forward.graph.structure.main.points
     # In one pass, which keeps them all.
@@ -276,7 +288,8 @@ def _some_ways(forward: Forward, points: Sequence[int], scale: Scale, memory: in
     end = forward.point(-1)
     # What a point has lives in the type that it is summed in eight times or so.
     size = max(1, memory // (8 * summed_in(end.dtype).itemsize * end.numel()))
-    return (ways_to_end(forward, points[start : start + size], scale) for start in range(0, len(points), size))
+    parts = (slice(start, start + size) for start in range(0, len(points), size))
+    return (ways_to_end(forward, points[at], scale, None if scales is None else scales[at]) for at in parts)
 
 
 def closed_radii(forward: Forward, points: Sequence[int], scale: Scale) -> Tensor | None:

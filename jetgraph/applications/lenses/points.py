@@ -14,7 +14,7 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import JoinStep, Outline
 from jetgraph.algebra.paths import Path
 from jetgraph.applications.intervals import Array
-from jetgraph.applications.subject import stream_inputs
+from jetgraph.applications.subject import Subject, stream_inputs
 from jetgraph.compilation import PathValues
 from jetgraph.errors import InputError
 from jetgraph.residual import ResidualGraph
@@ -102,9 +102,9 @@ class JetSums:
         return torch.stack([sums[:, 0] if order == 0 else exact for order in orders], dim=1)
 
 
-def output_shape(graph: ResidualGraph, inputs: Mapping[str, Any]) -> tuple[int, ...]:
+def output_shape(one: Subject, inputs: Mapping[str, Any]) -> tuple[int, ...]:
     """The output's shape on these inputs, without computing it."""
-    return shape_of(graph, graph.run(**inputs))
+    return shape_of(one.graph, one.run(inputs))
 
 
 def shape_of(graph: ResidualGraph, forward: Forward) -> tuple[int, ...]:

@@ -165,7 +165,7 @@ def _measured(
         by_window: dict[int, Array] = {}
         for places in alike(some, lambda window: batch):
             inputs = one.inputs(torch.stack([some[place] for place in places]))
-            size = max(1, CHUNK // (8 * int(np.prod(output_shape(one.graph, inputs)))))
+            size = max(1, CHUNK // (8 * int(np.prod(output_shape(one, inputs)))))
             parts = [points[at : at + size] for at in range(0, len(points), size)]
             distances = np.stack(
                 [np.concatenate([_distances(kind(inputs, list(part))) for part in parts], axis=1) for kind in kinds], 1

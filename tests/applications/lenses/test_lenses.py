@@ -993,6 +993,27 @@ def test_evaluation_does_not_depend_on_memory(traced: Callable[..., Example]) ->
         np.testing.assert_allclose(parts.geometry["radius"].median, whole.geometry["radius"].median, rtol=1e-3)
 
 
+def test_centres_are_matched_once(
+    traced: Callable[..., Example], halved: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What matched them in an evaluation is what they are measured with, to the bit."""
+    matched, match = list[Tensor](), measuring.match
+    monkeypatch.setattr(measuring, "match", lambda *given: matched.append(given[2]) or match(*given))
+    ids = torch.randint(3, 53, (4, 8), generator=torch.Generator().manual_seed(3))
+    for graph in (traced(case("gpt2")).graph, halved("llama")[1]):
+        for memory in (None, 4 * 8 * 53):
+            found = evaluate_lens(graph, ids, orders=(0, 1), resamples=10, memory=memory)
+            assert not matched
+            with monkeypatch.context() as patch:
+                patch.setattr(measuring, "_scales", lambda *given: None)
+                again = evaluate_lens(graph, ids, orders=(0, 1), resamples=10, memory=memory)
+            assert matched
+            matched.clear()
+            for name, one in found.geometry.items():
+                assert np.array_equal(one.mean, again.geometry[name].mean)
+                assert np.array_equal(one.median, again.geometry[name].median)
+
+
 def test_evaluation_of_texts(demo: Subject, tmp_path: Path) -> None:
     tokenizer = demo.tokenizer
     assert tokenizer is not None
