@@ -37,9 +37,11 @@ install: ## create .venv and install jetgraph with its dev extras into it; does 
 demo: install ## run the demo on a bundled model (options: ARGS="...")
 	@$(BIN)/jetgraph demo $(ARGS)
 
-# One thread a worker: JOBS workers share the cores. The tests use no model hub.
+# One thread a worker: JOBS workers share the cores. The tests use no model hub. What is compiled of tests and library is
+# kept for the workers, and for the commands that tests start.
 test: install ## run the tests and doctests (options: JOBS=2 ARGS="-k jets")
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 10 $(ARGS)
+	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations 10 $(ARGS)
 
 # Workers and commands that tests start are followed too: `[tool.coverage]` in pyproject.toml.
 coverage: install ## which lines the tests run, at least 95 in 100 (options: JOBS=2 ARGS="tests/jets")

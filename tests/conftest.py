@@ -7,19 +7,19 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-import torch._dynamo.config
-import transformers
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import jetgraph as jg
-from tests.zoo import CASES, ROUTED, Attention, Case
 
-transformers.logging.set_verbosity_error()
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tests.zoo import Attention, Case
+
+# What shares tests among workers reads this file too: it need not wait for PyTorch, and the workers for it.
+
 # torch.export warns about guards that it chose; what counts here is whether the graph holds.
 logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)
 
@@ -41,6 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests of one model go to one worker, so that it is traced once; and so do those that share what a fixture
     makes once for their module.
     """
+    from tests.zoo import CASES, ROUTED
+
     names = {case.name for case in CASES + ROUTED}
     for item in items:
         if item.get_closest_marker("xdist_group") is not None:
@@ -60,10 +62,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_core() -> Iterator[None]:
     """One thread, so that results do not depend on the machine's cores."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet() -> None:
+    """Transformers say what concerns nobody here."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,7 +98,7 @@ def _few_collections() -> Iterator[None]:
     thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(2000, 10, 50)
+    gc.set_threshold(50_000, 20, 100)
     yield
     gc.set_threshold(*thresholds)
     gc.unfreeze()
@@ -97,6 +109,9 @@ def _few_layers() -> Iterator[None]:
     """Torch remembers what operators give on fake tensors. With open sizes that takes longer than it saves, until some
     ten layers are alike: a quarter of such an export of a model of two.
     """
+    import torch
+    import torch._dynamo.config
+
     export = torch.export.export
 
     def remembering_sizes(*args: Any, dynamic_shapes: Any = None, **kwargs: Any) -> Any:
@@ -130,12 +145,15 @@ def run(model: nn.Module, inputs: dict[str, Any], output: str | int | None = Non
 
     Computed with ordinary operators: the fused path of nn.TransformerEncoder rounds differently.
     """
+    import torch
+    from torch.utils import _pytree as pytree
+
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     with torch.no_grad():
         result = model(**inputs)
     torch.backends.mha.set_fastpath_enabled(fast)
-    if isinstance(result, Tensor):
+    if isinstance(result, torch.Tensor):
         return result
     if output is None and hasattr(result, "logits"):
         return result.logits
@@ -148,6 +166,8 @@ def run(model: nn.Module, inputs: dict[str, Any], output: str | int | None = Non
 
 def _state(model: nn.Module) -> dict[str, Any]:
     """Everything about a model that tracing has no business to change."""
+    import torch
+
     state: dict[str, Any] = {}
     for name, module in model.named_modules():
         state[f"training of {name!r}"] = module.training
@@ -168,8 +188,11 @@ def _state(model: nn.Module) -> dict[str, Any]:
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
+    import torch
+
     def same(one: Any, other: Any) -> bool:
-        return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else one == other
+        both = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+        return torch.equal(one, other) if both else bool(one == other)
 
     return tuple(
         key for key in before | after if key not in before or key not in after or not same(before[key], after[key])

@@ -76,16 +76,18 @@ class State:
     """What is added up over the units of a stage that are done, by stage and name."""
 
     def take(self, stage: str, unit: int, record: Record) -> None:
-        """Put in the record of one unit more."""
-        kept = self.records[stage, unit] = dict[str, Tensor]()
+        """Put in the record of one unit more, all of it at the end: an interrupt on the way must leave no half."""
+        kept, sums = dict[str, Tensor](), dict[tuple[str, str], Tensor]()
         for name, value in record.items():
             tensor = value.detach().cpu()
             if name.startswith(ADDED):
                 assert not tensor.is_floating_point(), f"{stage}: {name} is no whole number, and depends on the order"
                 before = self.sums.get((stage, name))
-                self.sums[stage, name] = tensor if before is None else _added(before, tensor, f"{name} of {stage!r}")
+                sums[stage, name] = tensor if before is None else _added(before, tensor, f"{name} of {stage!r}")
             else:
                 kept[name] = tensor
+        self.sums.update(sums)
+        self.records[stage, unit] = kept
 
     def all_of(self, stage: str) -> list[Record]:
         """The records of a stage in order; what was added up stands in the first."""

@@ -43,26 +43,36 @@ def come(folder: Path, *tries: int) -> None:
         time.sleep(0.01)
 
 
-def work(folder: Path, driver: int, unit: int) -> dict[str, torch.Tensor]:
-    """A unit's square. At unit 5 the worker is killed, once, and at unit 9 the driver is interrupted, once."""
+def work(folder: Path, driver: int, run: int, unit: int) -> dict[str, torch.Tensor]:
+    """A unit's square, with the threads and GPUs of who did it.
+
+    The first time that the job is run, a worker is killed at unit 5, once, and at unit 9 the driver is interrupted; the
+    second time there is an error at unit 10, and the third time whoever is at that unit is killed.
+    """
     before = len(list(folder.glob(f"{unit} *")))
     (folder / f"{unit} {os.getpid()} {before}").touch()
-    if unit < 2:
+    if run == 1 and unit < 2:
         # Both workers are there before one of them goes on.
         come(folder, 0, 1)
-    if unit == 5 and not before:
+    if run == 1 and unit == 5 and not before:
         os.kill(os.getpid(), signal.SIGKILL)
-    if unit == 6:
+    if run == 1 and unit == 6:
         # The other worker is at this unit until the killed one's has begun at a third.
         come(folder, 5, 5)
-    if unit == 9 and not before:
-        os.kill(driver, signal.SIGINT)
+    if run == 1 and unit >= 9:
+        if unit == 9:
+            os.kill(driver, signal.SIGINT)
         time.sleep(60)
-    return {"x": torch.tensor([unit**2])}
+    if run == 2 and unit == 10:
+        raise jg.LoadError("no such model here")
+    if run == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return {"x": torch.tensor([unit**2, torch.get_num_threads(), len(gpus.split(",")) if gpus else 0])}
 
 
-def job(folder: Path, driver: int) -> list[int]:
-    return [int(record["x"]) for record in each("squares", 12, partial(work, folder, driver), dict)()]
+def job(folder: Path, driver: int, run: int) -> list[int]:
+    return [int(record["x"][0]) for record in each("squares", 12, partial(work, folder, driver, run), dict)()]
 
 
 @pytest.fixture
@@ -74,33 +84,56 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_a_worker_that_is_killed_costs_its_unit_only_and_a_driver_goes_on(tmp_path: Path) -> None:
+def test_one_job_whose_workers_and_driver_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done is kept, and what was under way is lost. One job, as each worker takes seconds to start."""
     begun, state = tmp_path / "begun", tmp_path / "state.parquet"
     begun.mkdir()
+    squares = partial(job, begun, os.getpid())
+
+    def kept() -> dict[int, list[int]]:
+        return {unit: record["x"].tolist() for (_, unit), record in State.load(state).records.items()}
+
+    # A worker that is killed costs its unit only. The driver is interrupted.
     with pytest.raises(KeyboardInterrupt):
-        jg.on_ray(partial(job, begun, os.getpid()), workers=2, state=state)
+        jg.on_ray(partial(squares, 1), workers=2, state=state)
     units = Counter(int(file.name.split()[0]) for file in begun.iterdir())
     processes = {int(file.name.split()[1]) for file in begun.iterdir()}
     assert units[5] == 2
     assert all(units[unit] == 1 for unit in range(10) if unit != 5)
     assert len(processes - {os.getpid()}) == 3
-    kept = {unit for _, unit in State.load(state).records}
+    first = kept()
     # Two were on their way.
-    assert len(kept) >= 8
-    assert kept <= {*units} - {9}
-    assert jg.on_ray(partial(job, begun, os.getpid()), workers=1, state=state) == [unit**2 for unit in range(12)]
-    again = Counter(int(file.name.split()[0]) for file in begun.iterdir()) - units
-    assert {*again} == {*range(12)} - kept
-
-
-def test_workers_that_die_again_and_again_end_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(unit: int) -> dict[str, torch.Tensor]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
+    assert len(first) >= 8
+    assert {*first} <= {*range(9)}
+    # It goes on; workers are as they are asked for, and what is wrong at one is told by the driver as it is there.
+    with pytest.raises(jg.LoadError, match=r"^no such model here$"):
+        jg.on_ray(partial(squares, 2), workers=1, threads=2, gpus=0.5, state=state)
+    second = kept()
+    assert {*second} == {*range(10)}
+    assert all(record == [unit**2, *((1, 0) if unit in first else (2, 1))] for unit, record in second.items())
+    # Workers that die again and again end the job.
     monkeypatch.setattr(clusters, "TRIES", 1)
-    with pytest.raises(jg.StateError, match="1 workers died at unit 0 of 'bad'"):
-        jg.on_ray(lambda: each("bad", 2, killed, dict)(), workers=1)
+    with pytest.raises(jg.StateError, match="1 workers died at unit 10 of 'squares'"):
+        jg.on_ray(partial(squares, 3), workers=1, state=state)
+    # A process alone ends what a cluster began.
+    with jg.sharded(state):
+        assert squares(4) == [unit**2 for unit in range(12)]
+    often = Counter(int(file.name.split()[0]) for file in begun.iterdir())
+    assert often == units + Counter(unit for unit in range(12) if unit not in first) + Counter({10: 2})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "1 or more of each"),
+        ({"gpus": -1.0}, "0 or more"),
+        ({"threads": 3}, "the cluster has 2 processors and 1 GPUs"),
+        ({"gpus": 2.0}, "the cluster has 2 processors and 1 GPUs"),
+    ],
+)
+def test_workers_that_there_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(jg.InputError, match=message):
+        jg.on_ray(dict, **options)
 
 
 def test_what_a_worker_cannot_do_is_told_with_a_unit() -> None:
@@ -117,36 +150,19 @@ def test_what_a_worker_cannot_do_is_told_with_a_unit() -> None:
         worker.compute("others", 0, {})
 
 
-def test_workers_are_as_they_are_asked_for(tmp_path: Path) -> None:
-    """And what is wrong at one is told by the driver as it is there."""
-
-    def seen(unit: int) -> dict[str, torch.Tensor]:
-        if unit == 1:
-            raise jg.LoadError("no such model here")
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return {"x": torch.tensor([torch.get_num_threads(), len(gpus.split(",")) if gpus else 0])}
-
-    state = tmp_path / "state.safetensors"
-    with pytest.raises(jg.LoadError, match=r"^no such model here$"):
-        jg.on_ray(lambda: each("who", 2, seen, dict)(), workers=1, threads=2, gpus=0.5, state=state)
-    assert State.load(state).records["who", 0]["x"].tolist() == [2, 1]
-    for options, message in (
-        ({"workers": 0}, "1 or more of each"),
-        ({"gpus": -1.0}, "0 or more"),
-        ({"threads": 3}, "the cluster has 2 processors and 1 GPUs"),
-        ({"gpus": 2.0}, "the cluster has 2 processors and 1 GPUs"),
-    ):
-        with pytest.raises(jg.InputError, match=message):
-            jg.on_ray(dict, **options)
-
-
 @pytest.mark.slow
-def test_the_table_is_that_of_one_process(demo: tuple[jg.ResidualGraph, Any], tmp_path: Path) -> None:
+def test_the_table_is_that_of_one_process(
+    demo: tuple[jg.ResidualGraph, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Without a tokenizer, which would take longer to import than all else.
     folder = jg.save(demo[0], tmp_path / "model")
     command = ("ngrams", folder, "-p", "embed > *.mlp > logits", "--top", "9", "--memory", "1M")
     one, other = tmp_path / "one.csv", tmp_path / "other.csv"
     succeed(*command, "-o", one)
-    succeed(*command, "-o", other, "--engine", "ray", "--workers", "2")
+    rooms: list[int] = []
+    end = clusters.RayJob.end
+    monkeypatch.setattr(clusters.RayJob, "end", lambda self: (rooms.append(self._workers), end(self)))
+    succeed(*command, "-o", other, "--engine", "ray", "--workers", "1")
     assert other.read_bytes() == one.read_bytes()
+    assert rooms == [1]
     assert "the cluster has" in invoke(*command, "--engine", "ray", "--gpus", "2").stderr

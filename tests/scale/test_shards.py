@@ -331,3 +331,20 @@ def test_commands_do_a_shard_and_join_states(tmp_path: pathlib.Path, monkeypatch
         stopped = invoke(*command, "--state", state)
         assert stopped.exit_code == 130
         assert f"interrupted: {told}" in stopped.stderr
+
+
+def test_an_interrupt_amid_a_record_leaves_no_half_of_it() -> None:
+    """What is left would be saved, and taken for a unit that is done."""
+
+    class Interrupted(dict[str, torch.Tensor]):
+        def items(self) -> Any:
+            yield "added/n", torch.tensor(1)
+            yield "x", torch.tensor(2)
+            raise KeyboardInterrupt
+
+    state = State(totals={"units": 1})
+    with pytest.raises(KeyboardInterrupt):
+        state.take("units", 0, Interrupted())
+    assert (state.records, state.sums) == ({}, {})
+    state.take("units", 0, {"added/n": torch.tensor(1), "x": torch.tensor(2)})
+    assert state.all_of("units") == [{"added/n": 1, "x": 2}]

@@ -171,6 +171,11 @@ def test_what_one_of_two_models_has_not() -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def small() -> jg.ResidualGraph:
+    return jg.trace(gpt2(1), input_ids=torch.tensor([[1, 2, 3], [3, 4, 5]]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
@@ -183,10 +188,9 @@ def test_what_one_of_two_models_has_not() -> None:
         ({"prompts": [7]}, jg.InputError, "takes as prompts"),
     ],
 )
-def test_what_does_not_fit(arguments: dict[str, Any], error: type[Exception], says: str) -> None:
-    model = gpt2(1)
+def test_what_does_not_fit(small: jg.ResidualGraph, arguments: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        jg.compare(model, model, **{"prompts": torch.tensor([[1, 2]]), **arguments})
+        jg.compare(small, small, **{"prompts": torch.tensor([[1, 2]]), **arguments})
 
 
 def test_models_of_other_tokens(models: tuple[Any, Any]) -> None:
