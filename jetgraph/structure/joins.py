@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
-from jetgraph.jets.registry import is_affine, nodes_in, readers
+from jetgraph.jets.registry import bind, is_affine, nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.dimensions import follow
 from jetgraph.structure.images import (
     affine_history,
     affine_past,
@@ -389,9 +390,7 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Foun
     for skip in flowing:
         others = [operand for operand in flowing if operand is not skip]
         for fork, held in gated_history(flow, skip):
-            whole = same_size(fork, skip) and not any(
-                packet_of(node) in _PIECES for node in flow.between(fork, skip, held)
-            )
+            whole = same_size(fork, skip) and not _is_piece(flow, fork, skip, held)
             if not (whole or is_of_several(flow, skip)) or (best and flow.positions[fork] <= flow.positions[best.fork]):
                 continue
             dependent = depending(flow, others, fork)
@@ -406,10 +405,25 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Foun
     return best
 
 
-_PIECES = {aten.slice, aten.select}
-"""What leaves some of a value out: that the rest has as many numbers as the fork is then chance, as where a row of the
-scores of a delta rule is corrected by the rows above it.
-"""
+def _is_piece(flow: Dataflow, fork: fx.Node, skip: fx.Node, held: tuple[fx.Node, ...]) -> bool:
+    """With these factors held, the skip is made of some indices of the fork's positions or features alone.
+
+    That it has as many numbers is then chance, as where a delta rule corrects row i of its scores, and i is the length.
+    """
+    nodes = flow.between(fork, skip, held)
+    cuts = [node for node in nodes if packet_of(node) in (aten.slice, aten.select)]
+    if not cuts:
+        return False
+    followed = follow(fork, nodes)
+    own = {*followed.start.present}
+    for node in cuts:
+        layout = followed.get(node.args[0])
+        if layout is None:
+            continue
+        dim = bind(node.target, node.args, node.kwargs).get("dim", 0)  # type: ignore[arg-type]
+        if any(factor.roots() & own for factor in layout.at(dim % len(layout.dims))):
+            return True
+    return False
 
 
 def _gated_over(

@@ -519,6 +519,17 @@ def test_heads_are_found_wherever_they_are(kind):
                 assert_close(forward.component(alias), expected)
 
 
+def beside_a_constant(s, x):
+    """What attention gives, and numbers that are not made of the stream."""
+    one = torch.tanh(scaled(s.q(x), s.k(x)) @ s.v(x))
+    return s.out(torch.cat([s.q.bias[:4].expand(*x.shape[:2], 4), one[..., :4]], -1))
+
+
+def test_what_stands_beside_a_constant_is_left_whole():
+    graph = jg.trace(nn.Sequential(Layout(single), Layout(beside_a_constant)).eval(), torch.randn(2, 6, 8))
+    assert [*graph.split("heads").branches] == ["L0.attn.head0", "L1.attn"]
+
+
 def test_pieces_of_a_sequence_are_no_heads():
     graph = jg.trace(Layout(blocks_of_positions).eval(), torch.randn(2, 6, 8)).split("heads")
     assert [alias for alias in graph.branches if ".head" in alias] == ["L0.attn.head0"]

@@ -233,6 +233,35 @@ def test_a_gate_alone_makes_no_join() -> None:
     assert [len(join.branches) for join in graph.joins] == [2, 2]
 
 
+class Solved(nn.Module):
+    """Attention by a delta rule, a row of whose triangular matrix is corrected by the rows above: a row has as many
+    numbers as the norm of the keys, or as the keys, where its index happens to be the length, or that times the width.
+    """
+
+    def __init__(self, rows: int, row: int) -> None:
+        super().__init__()
+        self.key, self.out = nn.Linear(WIDTH, 4), nn.Linear(4, WIDTH)
+        self.rows, self.row = rows, row
+
+    def forward(self, h: Tensor) -> Tensor:
+        key = self.key(h)
+        key = key * torch.rsqrt((key * key).sum(-1, keepdim=True) + 1e-6)
+        key = F.pad(key, (0, 0, 0, self.rows - key.shape[1]))
+        scores = -(key @ key.mT).tril(-1)
+        above = scores[:, : self.row, : self.row].clone()
+        row = scores[:, self.row, : self.row].clone()
+        scores = scores.clone()
+        scores[:, self.row, : self.row] = row + (row[..., None] * above).sum(-2)
+        return h + self.out(((scores + torch.eye(self.rows)) @ key)[:, : h.shape[1]])
+
+
+@pytest.mark.parametrize(("rows", "row"), [(8, 5), (24, 20), (8, 4)])
+def test_a_piece_of_a_value_is_no_gated_skip(rows: int, row: int) -> None:
+    """Though it has as many numbers, or others."""
+    graph = jg.trace(Solved(rows, row).eval(), torch.randn(2, 5, WIDTH), dynamic="batch")
+    assert [join.kind for join in graph.joins] == ["identity"]
+
+
 # No skip
 
 
