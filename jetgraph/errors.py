@@ -192,7 +192,7 @@ def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """
     for name, hint in _hints(function).items():
         value = given[name]
-        if type(value) is not hint and not _fits(value, hint):
+        if not _fits(value, hint):
             kind = type(value).__name__
             seen = f"{quoted(value)} ({kind})" if isinstance(value, _PLAIN) else f"a {_packing(value)}{kind}"
             raise InputError(
