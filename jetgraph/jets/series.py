@@ -247,6 +247,11 @@ def coefficient(value: Any, order: int) -> Tensor:
     return value if order == 0 else torch.zeros_like(value)
 
 
+def rows_of(value: Any, order: int) -> list[Tensor | None]:
+    """x_0 … x_order of a series, or of a plain tensor, which is its own coefficient 0; None where zero by structure."""
+    return value.rows() if isinstance(value, Series) else [value, *[None] * order]
+
+
 def has_series(value: Any) -> bool:
     """`value` is a series or holds one, in lists, tuples and dicts too."""
     if isinstance(value, Series):

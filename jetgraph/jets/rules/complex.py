@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from jetgraph.jets import elementary
 from jetgraph.jets.domain import demand, nonzero
@@ -17,7 +16,7 @@ from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import register_rule
 from jetgraph.jets.rules.elementwise import atan2
 from jetgraph.jets.rules.linear import jointly, rowwise, shifted, trailing
-from jetgraph.jets.series import Series
+from jetgraph.jets.series import Series, rows_of
 
 aten = torch.ops.aten
 
@@ -114,14 +113,11 @@ def _angle(order: int, z: Series) -> Any:
 def _polar(order: int, radius: Any, angle: Any) -> Series:
     """r cos φ + i r sin φ."""
 
-    def rows_of(value: Series | Tensor) -> Rows:
-        return value.rows() if isinstance(value, Series) else [value, *[None] * order]
-
     if isinstance(angle, Series):
-        sine, cosine = elementary.sine_cosine(rows_of(angle))
+        sine, cosine = elementary.sine_cosine(rows_of(angle, order))
     else:
-        sine, cosine = rows_of(angle.sin()), rows_of(angle.cos())
-    real, imaginary = (elementary.product(rows_of(radius), wave) for wave in (cosine, sine))
+        sine, cosine = rows_of(angle.sin(), order), rows_of(angle.cos(), order)
+    real, imaginary = (elementary.product(rows_of(radius, order), wave) for wave in (cosine, sine))
     rows: Rows = []
     for one, other in zip(real, imaginary, strict=True):
         present = next((row for row in (one, other) if row is not None), None)

@@ -18,17 +18,9 @@ from jetgraph.jets.domain import demand, nonzero
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.registry import find_rule, register_rule
 from jetgraph.jets.rules.centres import with_own_centre
-from jetgraph.jets.series import Series
+from jetgraph.jets.series import Series, centre, rows_of
 
 aten = torch.ops.aten
-
-
-def _rows(value: Any, order: int) -> Rows:
-    return value.rows() if isinstance(value, Series) else [value, *[None] * order]
-
-
-def _centre(value: Any) -> Tensor:
-    return value.coefficient(0) if isinstance(value, Series) else value
 
 
 def _solved(
@@ -39,9 +31,9 @@ def _solved(
     product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
 ) -> Series:
     """X with product(A, X) = B, where `solve` gives it of two tensors."""
-    first = _centre(a)
-    x0 = solve(first, _centre(b))
-    left, right = _rows(a, order), _rows(b, order)
+    first = centre(a)
+    x0 = solve(first, centre(b))
+    left, right = rows_of(a, order), rows_of(b, order)
     x: Rows = [x0]
     for j in range(1, order + 1):
         rest = right[j]
@@ -84,7 +76,7 @@ def _solve(order: int, a: Any, b: Any, *, left: bool = True) -> Series:
 
 
 def _solve_ex(order: int, a: Any, b: Any, *, left: bool = True, check_errors: bool = False) -> tuple[Series, Tensor]:
-    _, info = aten.linalg_solve_ex.default(_centre(a), _centre(b), left=left, check_errors=check_errors)
+    _, info = aten.linalg_solve_ex.default(centre(a), centre(b), left=left, check_errors=check_errors)
     return _solve(order, a, b, left=left), info
 
 
