@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -102,7 +103,8 @@ def _others(corrupt: list[Any], number: int, mean: bool) -> list[Any]:
     rich_help_panel=PANEL,
     epilog='[bold]Examples[/bold]\n\n  jetgraph patch demo "Raise Value" "Raise Key" --output patching.png\n\n'
     '  jetgraph patch demo "Raise Value" "Raise Key" -s "L0.*" -r logits --heads\n\n'
-    '  jetgraph patch demo "Raise Value" "Raise Key" -s "*@*" -r L3.attn.q --screen 9',
+    '  jetgraph patch demo "Raise Value" "Raise Key" -s "*@*" -r L3.attn.q --screen 9\n\n'
+    "  jetgraph patch demo @clean.txt @corrupt.txt --lines -t @tokens.txt",
 )
 def patch(
     model: options.Model,
@@ -158,24 +160,26 @@ def patch(
     output: options.Outputs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """Path patching, of one pair of prompts: what reaches the output from one component through another."""
+    """Path patching, of a pair of prompts: what reaches the output from one component through another.
+
+    With `--lines`, of as many pairs as two files have lines: CLEAN and CORRUPT are then @FILE, effects are means, and
+    a file of --target, or of --versus, has a token for each pair.
+    """
     outputs = terminal.check_outputs(output, spreadsheet)
-    how, token = options.split_of(split, heads), options.target_of(target, versus)
+    how, token = options.split_of(split, heads), options.targets_by_line(options.target_of(target, versus))
     loaded = terminal.load(model)
-    inputs, other = (loaded.inputs(options.prompt_of(text)) for text in (clean, corrupt))
-    terminal.tell_prompts(loaded, inputs, other)
-    lengths = [tuple(next(iter(one.values())).shape) for one in (inputs, other)]
-    if not mean and lengths[0] != lengths[1]:
-        raise InputError(
-            f"the prompts have {lengths[0][-1]} and {amount(lengths[1][-1], 'token')}: path patching compares prompts "
-            "of one length"
-        )
-    graph, _ = terminal.trace(loaded, inputs)
+    cleans, corrupts = _paired(options.prompts_by_text([clean, corrupt]), mean)
+    read = [[loaded.inputs(prompt) for prompt in side] for side in (cleans, corrupts)]
+    terminal.tell_prompts(loaded, *(side[0] for side in read))
+    if not mean:
+        _check_lengths(*read)
+    # Of prompts of unequal length one side at least has a mask.
+    graph, _ = terminal.trace(loaded, max(map(loaded.inputs, (cleans, corrupts)), key=len))
     with terminal.working("patching"):
         patching = jg.patch(
             graph,
-            inputs,
-            other,
+            cleans,
+            corrupts,
             values="mean" if mean else "prompt",
             senders=senders or None,
             receivers=receivers or None,
@@ -192,6 +196,32 @@ def patch(
         note=f"{terminal.where(graph, position)}largest effect first",
         json=json,
     )
+
+
+def _paired(sides: Sequence[list[Any]], mean: bool) -> Sequence[list[Any]]:
+    """The clean prompts and the corrupt ones, one for one; of one of them, it is for all of the others. For a mean each
+    side is what it is.
+    """
+    most = max(map(len, sides))
+    if mean or all(len(side) == most for side in sides):
+        return sides
+    if min(map(len, sides)) != 1:
+        clean, corrupt = map(len, sides)
+        raise InputError(
+            f"CLEAN has {amount(clean, 'line')} and CORRUPT {corrupt}: give one for one, or one for all of the others"
+        )
+    return [side * most if len(side) == 1 else side for side in sides]
+
+
+def _check_lengths(cleans: Sequence[dict[str, Any]], corrupts: Sequence[dict[str, Any]]) -> None:
+    """Raise `InputError` for a pair of prompts of unequal length."""
+    for number, pair in enumerate(zip(cleans, corrupts, strict=True), 1):
+        clean, corrupt = (next(iter(one.values())).shape[-1] for one in pair)
+        if clean != corrupt:
+            raise InputError(
+                f"the prompts{f' of line {number}' if len(cleans) > 1 else ''} have {clean} and "
+                f"{amount(corrupt, 'token')}: path patching compares prompts of one length"
+            )
 
 
 @app.command(

@@ -264,18 +264,30 @@ def prompts_of(texts: Sequence[str] | None) -> list[Any]:
     InputError
         `--lines` without a file or stdin, none of their lines holds a text, or `--chat` without a prompt.
     """
-    texts = texts or ()
-    if _chat.get() and not texts:
+    prompts = [prompt for each in prompts_by_text(texts or ()) for prompt in each]
+    if _chat.get() and not prompts:
         raise InputError("--chat is for prompts, and none was given: say what the user says")
-    if not _lines.get():
-        return list(map(prompt_of, texts))
+    return prompts
+
+
+def prompts_by_text(texts: Sequence[str]) -> list[list[Any]]:
+    """Of each of these what it stands for: a prompt, or with `--lines` those in the lines of a file, or of stdin.
+
+    Raises
+    ------
+    InputError
+        `--lines` without a file or stdin, or none of their lines holds a text.
+    """
+    if not texts or not _lines.get():
+        return [[prompt_of(text)] for text in texts]
     held = [_held(text) for text in texts]
     if all(one is None for one in held):
         raise InputError("--lines is for prompts that a file holds, or stdin: give @FILE, or -")
-    prompts: list[Any] = []
-    for text, one in zip(texts, held, strict=True):
-        prompts += [prompt_of(text)] if one is None else [_said(line) for line in one.splitlines() if line.strip()]
-    if not prompts:
+    prompts = [
+        [prompt_of(text)] if one is None else [_said(line) for line in one.splitlines() if line.strip()]
+        for text, one in zip(texts, held, strict=True)
+    ]
+    if not any(prompts):
         raise InputError(f"no line of {' and of '.join(map(quoted, texts))} holds a text")
     return prompts
 
@@ -508,6 +520,18 @@ def target_of(texts: Sequence[str] | None, versus: str | None) -> Any:
             "--versus"
         )
     return targets_of(texts, versus)
+
+
+def targets_by_line(target: Any) -> Any:
+    """A target whose tokens may stand in files: with `--lines`, `@FILE` has one in each line, for each prompt its own.
+
+    Spaces count: a line `" the"` of a file, without the quotes, is the token that begins with one.
+    """
+    if isinstance(target, tuple):
+        return tuple(map(targets_by_line, target))
+    if not _lines.get() or not isinstance(target, str) or target[:1] != "@" or not is_file(target[1:]):
+        return target
+    return [token_of(line) for line in (_held(target) or "").splitlines() if line.strip()]
 
 
 Plain = Annotated[

@@ -81,7 +81,8 @@ class _Commands(TyperGroup):
             if any(map(draws, getattr(inner, "params", ()))) and "figure_width" not in names:
                 inner.params.extend(_of_pictures("width" in names))
             if any(name in _MODELS for name in names) and "no_cache" not in names:
-                of_prompts = {"chat": bool({"prompt", "prompts", "clean"} & {*names}), "lines": "prompts" in names}
+                several = bool({"prompts", "clean"} & {*names})
+                of_prompts = {"chat": several or "prompt" in names, "lines": several}
                 inner.params.extend(
                     option for option in _of_loading() if option.name not in names and of_prompts.get(option.name, True)
                 )

@@ -378,6 +378,31 @@ def test_patch(demo, tmp_path):
     assert float(row["actual"]) == pytest.approx(float(rows["L3.mlp"]["total"]), abs=1e-4)
 
 
+def test_patch_by_lines(tmp_path):
+    """Of pairs in files, line by line, it is the mean of what each pair tells, for the token of its own line."""
+    pairs = (("Raise Value", "Print Value", "Error"), ("Raise an exception if", "Print an exception of", " the"))
+    files = [tmp_path / name for name in ("clean", "corrupt", "tokens")]
+    for file, lines in zip(files, zip(*pairs, strict=True), strict=True):
+        file.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    clean, corrupt, tokens = (f"@{file}" for file in files)
+
+    def changes(*arguments):
+        columns = json.loads(succeed("patch", "demo", *arguments, "-s", "L3.attn", "-r", "logits", "--json"))["columns"]
+        return [columns[name][0] for name in ("effect", "total")]
+
+    for more in ([], ["--versus", " of"]):
+        alone = [changes(one, other, "-t", token, *more) for one, other, token in pairs]
+        means = [sum(change) / len(alone) for change in zip(*alone, strict=True)]
+        assert changes(clean, corrupt, "--lines", "-t", tokens, *more) == pytest.approx(means, rel=1e-4)
+    # A text stands for as many lines as there are of the other.
+    files[1].write_text("Print Value\n" * 2, encoding="utf-8")
+    assert changes("Raise Value", corrupt, "--lines") == pytest.approx(changes("Raise Value", "Print Value"), rel=1e-4)
+    one_line(invoke("patch", "demo", clean, corrupt, "--lines"), "the prompts of line 2 have 6 and 7 tokens")
+    files[2].write_text("Error\n" * 3, encoding="utf-8")
+    one_line(invoke("patch", "demo", clean, tokens, "--lines"), "CLEAN has 2 lines and CORRUPT 3")
+    one_line(invoke("patch", "demo", clean, clean, "--lines", "-t", tokens), "3 targets for 2 examples")
+
+
 def test_expand_splits_heads():
     text = succeed("expand", "demo", "--recipe", "components", "--split", "heads", "--prompt", PROMPT)
     assert "L0.attn.head3" in text

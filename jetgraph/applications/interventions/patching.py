@@ -73,9 +73,12 @@ class Patching(Result):
     @property
     def title(self) -> str:
         """What was patched."""
-        clean = f"{float(self.clean.nanmean()):.4g} on the clean input"
+        several = len(self.clean) > 1
+        own = f"the {len(self.clean)} clean inputs" if several else "the clean input"
+        clean = f"{float(self.clean.nanmean()):.4g} on {own}"
         means = "senders at their mean over the corrupt ones"
-        other = means if self.corrupt is None else f"{float(self.corrupt.nanmean()):.4g} on the corrupt one"
+        ones = f"one{'s' * several}"
+        other = means if self.corrupt is None else f"{float(self.corrupt.nanmean()):.4g} on the corrupt {ones}"
         return f"{self.model}: path patching, mean change of the {self.what}, {clean} and {other}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
@@ -256,8 +259,9 @@ def patch(
         So many pairs are evaluated, those of the largest effect to first order: one gradient pass tells it of all
         (attribution patching). The result has the estimates too, and says how far they were right.
     target
-        A token, a pair of tokens for the difference of their logits, or a list with a token per example; the model's
-        top token on the clean input unless given; of features, the direction of the clean output.
+        A token, a pair of tokens for the difference of their logits, or a list with a token per example, or a pair of
+        such lists; the model's top token on the clean input unless given; of features, the direction of the clean
+        output.
     position, split, tokenizer, memory
         As in `ablate`.
 

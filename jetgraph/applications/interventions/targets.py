@@ -29,8 +29,8 @@ from jetgraph.running.indices import whole_numbers
 Token = int | str
 """A token id, or a text that is one token."""
 
-Target = Token | tuple[Token, Token] | Sequence[Token] | Tensor
-"""A token; a pair, whose difference of logits is meant; or a list, one token for each example."""
+Target = Token | tuple[Token | Sequence[Token], Token | Sequence[Token]] | Sequence[Token] | Tensor
+"""A token; a pair, whose difference of logits is meant; or one for each example: a list, or a pair of lists."""
 
 
 @dataclass(frozen=True, eq=False)
