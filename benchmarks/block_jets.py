@@ -26,7 +26,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     problem = Problem(setting)
     makers = (_jex, _torch_func, _torch_jet, _jax_jet, _jax_nested)
     for order in setting.orders:
-        ours = [problem.jetgraph(order)]
+        ours = [problem.jetgraph(order), problem.taylor(order)]
         # Compiling takes longer than all the rest at small sizes.
         if order == 1 or not setting.quick:
             ours.append(problem.fused(order))
@@ -86,8 +86,19 @@ class Problem:
 
         return Contestant("jetgraph", "jetgraph", work, partial(self.error, order=order), prepare=lambda: self.run)
 
+    def taylor(self, order: int) -> Contestant:
+        """`jg.taylor` of the model's own block: traced once, and decided once for tensors of a kind."""
+        block = _One(self.block)
+        series = jg.taylor(block, self.x)
+
+        def work() -> Tensor:
+            with torch.no_grad():
+                return series(self.x, self.v, order)
+
+        return Contestant("jetgraph, taylor", "jetgraph", work, partial(self.error, order=order), prepare=work)
+
     def fused(self, order: int) -> Contestant:
-        """The same through torch.compile, which takes its time before."""
+        """The two stages through torch.compile, which takes its time before."""
 
         def work() -> list[Tensor]:
             return self._jets(self.fused_run, order)
@@ -117,6 +128,17 @@ class Problem:
     @cached_property
     def fused_run(self) -> Forward:
         return Forward(self.graph, self.run.state, self.run.inputs, Fusion())
+
+
+class _One(torch.nn.Module):
+    """A block that returns its stream alone."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _tensor(self.block(x))
 
 
 def _tensor(output: Any) -> Tensor:
@@ -261,8 +283,8 @@ BENCHMARK = Benchmark(
     "Taylor coefficients of a block",
     "Coefficients 0..k of t ↦ block(x + t v) for one block of GPT-2 (norm, attention, norm, MLP, both sums), batch "
     "4 of 32 tokens. Floor: the model's own block on k + 1 times the rows, which has the matrix products that k + 1"
-    " coefficients need. `torch.func`, JAX and jet-for-pytorch get the block in elementary primitives, jex the "
-    "model's own. Oracle: interpolation of the model's own block at Chebyshev nodes in float64; the error is the "
-    "largest over the coefficients.",
+    " coefficients need. `taylor` is `jg.taylor` of that block. `torch.func`, JAX and jet-for-pytorch get the block in "
+    "elementary primitives, jex the model's own. Oracle: interpolation of the model's own block at Chebyshev nodes in "
+    "float64; the error is the largest over the coefficients.",
     cases,
 )

@@ -93,6 +93,11 @@ class Expansion:
         """Sources by what their paths begin with."""
         return {entry.hops: entry for entry in self.entries}
 
+    @cached_property
+    def constants(self) -> frozenset[str]:
+        """The sources, by alias, of what the decoder adds besides its linear part: no term passes it."""
+        return frozenset(entry.source.alias for entry in self.entries if entry.of_decoder)
+
     def passage(self, alias: str) -> Passage:
         """How paths pass the site `alias`.
 

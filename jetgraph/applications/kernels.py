@@ -33,6 +33,8 @@ def check(device: torch.device) -> None:
     model, other = drawn[0], drawn[0] + drawn[1:] / 9
     for wide in (torch.float32, torch.float64):
         found = totals(model, wide)
+        if not all(map(torch.equal, found, totals(model, wide, lengths=False))):
+            raise ArithmeticError("its kernels give other numbers each time")
         centred, best = model - model.mean(1, keepdim=True), model.argmax(1)
         expected = [model.amax(1), model.logsumexp(1), model.mean(1), centred.norm(dim=1)]
         found += compared(model, other, best, *found[1:3], wide)
@@ -46,26 +48,27 @@ def check(device: torch.device) -> None:
                 raise ArithmeticError("its kernels give other numbers than the operators of PyTorch")
 
 
-def totals(logits: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def totals(logits: Tensor, wide: torch.dtype, *, lengths: bool = True) -> tuple[Tensor, ...]:
     """Of rows of logits [row, vocab], each read from the device's memory once.
 
-    There may be gaps between the rows, but not in them.
+    There may be gaps between the rows, but not in them. Without `lengths`, for which a row is passed once more, there
+    are only the first three results.
 
     Returns
     -------
     largest, log_total, mean, length
         [row] each, in the type `wide`: the largest, log Σ exp, the mean, and the length of the centred ones.
     """
-    made = [torch.empty(len(logits), dtype=wide, device=logits.device) for _ in range(4)]
+    made = [torch.empty(len(logits), dtype=wide, device=logits.device) for _ in range(3 + lengths)]
     vocab = logits.shape[-1]
     with torch.cuda.device_of(logits):
+        # What is not written may be any of the others.
         _rows[(len(logits),)](
-            *(logits, *made, vocab, logits.stride(0), rounding(vocab, wide)),
-            *(_kind(wide), BLOCK),
+            *(logits, *made[:3], made[-1], vocab, logits.stride(0), rounding(vocab, wide)),
+            *(_kind(wide), lengths, BLOCK),
             num_warps=WARPS,
         )
-    largest, log_total, mean, length = made
-    return largest, log_total, mean, length
+    return tuple(made)
 
 
 def compared(
@@ -131,20 +134,24 @@ def _totals(logits, vocab, WIDE: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _rows(logits, largest, log_total, mean, length, vocab, stride, rounding, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+def _rows(
+    logits, largest, log_total, mean, length, vocab, stride, rounding,
+    WIDE: tl.constexpr, LENGTHS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     most, own_total, own_mean = _totals(logits, vocab, WIDE, BLOCK)
-    columns = tl.arange(0, BLOCK)
-    squares = tl.zeros([BLOCK], WIDE)
-    for start in range(0, vocab, BLOCK):
-        at = start + columns
-        x = tl.load(logits + at, mask=at < vocab, other=0.0).to(WIDE) - own_mean
-        squares += tl.where(at < vocab, x * x, 0.0)
     tl.store(largest + row, most)
     tl.store(log_total + row, own_total)
     tl.store(mean + row, own_mean)
-    tl.store(length + row, _length(squares, tl.load(logits).to(WIDE) - own_total, vocab, rounding))
+    if LENGTHS:
+        columns = tl.arange(0, BLOCK)
+        squares = tl.zeros([BLOCK], WIDE)
+        for start in range(0, vocab, BLOCK):
+            at = start + columns
+            x = tl.load(logits + at, mask=at < vocab, other=0.0).to(WIDE) - own_mean
+            squares += tl.where(at < vocab, x * x, 0.0)
+        tl.store(length + row, _length(squares, tl.load(logits).to(WIDE) - own_total, vocab, rounding))
 
 
 @triton.jit

@@ -34,7 +34,7 @@ class Decoding:
 
     def __init__(self, expansion: Expansion, forward: Forward) -> None:
         self.forward = forward
-        self.biased = any(entry.of_decoder for entry in expansion.entries)
+        self.biased = bool(expansion.constants)
         """The decoder may have a constant part."""
         self._grad = torch.is_grad_enabled()
         weights = (value for value in forward.state.values() if isinstance(value, Tensor))

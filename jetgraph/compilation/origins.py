@@ -279,9 +279,8 @@ def _branch_cut(model: Model, entry: Entry) -> str | None:
 
 
 def _atoms(model: Model, forward: Forward, entries: Sequence[Entry]) -> Tensor:
-    passages = [model.passage(entry) for entry in entries]
-    values = forward.parts([passage.site.alias for passage in passages])
-    return landed(model, forward, passages[0], values, stacked=True)
+    values = forward.parts([entry.site.alias for entry in entries if entry.site is not None])
+    return landed(model, forward, model.passage(entries[0]), values, stacked=True)
 
 
 def _alone(model: Model, entry: Entry) -> None:

@@ -89,19 +89,18 @@ class Run:
         self.values[index] = value
         if index in self.taking:
             self.taken[index] = self.taking[index](value)
-            self._let_go(index)
+            self.waiting[index] -= 1
+            if not self.waiting[index]:
+                del self.values[index]
         self.read(index)
 
     def read(self, index: int) -> None:
         """What an operation was made from may go, where nothing else waits for it."""
+        waiting = self.waiting
         for read in self.plan.links[index]:
-            self._let_go(read)
-
-    def _let_go(self, index: int) -> None:
-        """One that waited for a value has it."""
-        self.waiting[index] -= 1
-        if not self.waiting[index]:
-            del self.values[index]
+            waiting[read] -= 1
+            if not waiting[read]:
+                del self.values[read]
 
     def wait_alone(self, numbers: set[int]) -> bool:
         """Operations that have not run, each of which one other waits for."""

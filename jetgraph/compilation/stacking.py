@@ -154,7 +154,8 @@ class StackedRun(Run):
         """Directions past a site, at a centre that all have."""
         operations, first = self.plan.operations, passes[0]
         entering = [one.direction for at in passes if isinstance(one := operations[at.value], Along)]
-        fresh = {index for index in entering if type(operations[index]) is Enter and self.wait_alone({index})}
+        unmade = (index for index in entering if type(operations[index]) is Enter and index not in self.values)
+        fresh = {index for index in unmade if self.waiting[index] == 1}
         # Sources that are computed together come as the stack that they are.
         runs = [(is_fresh, list(some)) for is_fresh, some in groupby(entering, fresh.__contains__)]
         stacks = [(some, self.sources.stack(some) if is_fresh else None) for is_fresh, some in runs]

@@ -349,7 +349,9 @@ class _Decoding(Decoding):
         self._taken = places is not None and by_place(forward.graph.structure.decoder.affine, places)
         """Only that is there of values."""
         self.hidden = hidden
-        self.constants = {path for path in hidden if expansion.start(path).of_decoder}
+        # There may be thousands of paths, of which one or two are looked at.
+        some = (path for path in hidden if path.source.alias in expansion.constants)
+        self.constants = {path for path in some if expansion.start(path).of_decoder}
         """Paths of the decoder's constant part, to which b belongs."""
 
     def _are_followed(self, values: Sequence[Tensor]) -> bool:

@@ -177,7 +177,7 @@ def tanh(x: Rows, y0: Tensor | None = None) -> Rows:
         square = square_at(y, m)
         if square is None:
             return None
-        return 1 - square if m == 0 else square.neg_()
+        return square.neg_().add_(1) if m == 0 else square.neg_()
 
     return solve(x, head(x).tanh() if y0 is None else y0, slope)
 

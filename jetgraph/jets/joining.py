@@ -6,6 +6,7 @@ again as the one call that they came from, it does them itself, in the same way 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,29 @@ _VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 
 @dataclass(frozen=True, eq=False)
+class Memory:
+    """Where some tensors lie."""
+
+    is_own: bool
+    """An operator made it anew for its result: no one has it but those that are called after it."""
+    size: int
+    """Of how many bytes it is."""
+
+
+@dataclass(frozen=True, eq=False)
 class Name:
     """What a tensor is called that is another one in each call, and how it lies in memory."""
 
     text: str
     shape: tuple[int, ...]
+    dtype: torch.dtype
     is_contiguous: bool
+    memory: Memory
+
+    @property
+    def fills(self) -> bool:
+        """It has all of its memory, where it is contiguous."""
+        return math.prod(self.shape) * self.dtype.itemsize == self.memory.size
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ from jetgraph.errors import DomainError
 from jetgraph.jets.captured import Captured
 from jetgraph.jets.code import Script
 from jetgraph.jets.domain import deferred, leave, looked_at_once
-from jetgraph.jets.joining import Name, Step, joined
+from jetgraph.jets.joining import Memory, Name, Step, joined
+from jetgraph.jets.overwriting import overwritten
 from jetgraph.jets.recording import is_followed, may_follow, written
 from jetgraph.jets.registry import Registration, find_rule
 
@@ -143,7 +144,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self._names = WeakTensorKeyDictionary()
         self._count = 0
-        self._given = [self._named(each) for each in given]
+        self._given = [self._named(each, self._memory(each, given[:at], False)) for at, each in enumerate(given)]
         self._steps: list[Step] = []
         self._held = set[int]()
         """The memory of what they read besides."""
@@ -171,22 +172,32 @@ class _Recorder(TorchDispatchMode):
         several = isinstance(made, list | tuple)
         results = made if several else [made]
         self._fits &= all(isinstance(each, Tensor) for each in results)
-        names = tuple(self._named(each) for each in results if isinstance(each, Tensor))
+        anew = not several and func.namespace == "aten"
+        names = tuple(
+            self._named(each, self._memory(each, leaves, anew)) for each in results if isinstance(each, Tensor)
+        )
         self._steps.append(Step(func, called[0], called[1], names, several))
         return made
 
-    def _named(self, tensor: Tensor) -> Name:
+    def _named(self, tensor: Tensor, memory: Memory) -> Name:
         lies = tensor.layout is torch.strided and tensor.is_contiguous()
-        name = self._names[tensor] = Name(f"v{self._count}", tuple(tensor.shape), lies)
+        name = self._names[tensor] = Name(f"v{self._count}", tuple(tensor.shape), tensor.dtype, lies, memory)
         self._count += 1
         return name
+
+    def _memory(self, tensor: Tensor, beside: Sequence[Tensor], anew: bool) -> Memory:
+        """Where a tensor lies: with one of those beside it, or in memory that was made `anew` for it or not."""
+        place = _memory(tensor)
+        near = [each for each in beside if _memory(each) == place]
+        named = next((self._names[each] for each in near if each in self._names), None)
+        return Memory(anew and not near, tensor.untyped_storage().nbytes()) if named is None else named.memory
 
     def recorded(self, results: Sequence[Tensor]) -> Function | None:
         """What was written down; None where the results cannot be had again by it."""
         wanted: list[Name] = [self._names[each] for each in results if each in self._names]
         if not self._fits or len(wanted) < len(results) or not set(wanted).isdisjoint(self._given):
             return None
-        steps = joined(self._steps, wanted)
+        steps = overwritten(joined(self._steps, wanted), wanted)
         last = {name: at for at, step in enumerate(steps) for name in (*step.reads, *step.results)}
         over: dict[int, list[str]] = {}
         for name, at in last.items():

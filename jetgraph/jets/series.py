@@ -40,7 +40,7 @@ class Series:
     torch.Size([4, 2])
     """
 
-    __slots__ = ("_rows", "_stack", "order", "start")
+    __slots__ = ("_room", "_rows", "_stack", "order", "start")
 
     def __init__(self, coefficients: Tensor, order: int, start: int = 0) -> None:
         if coefficients.dim() == 0:
@@ -54,6 +54,7 @@ class Series:
             coefficients = coefficients[:room]
         self._stack: Tensor | None = coefficients
         self._rows: Sequence[Tensor | None] = ()
+        self._room: Tensor | None = None
         self.order = order
         self.start = start
 
@@ -83,6 +84,14 @@ class Series:
         return series
 
     @classmethod
+    def beside(cls, first: Tensor, room: Tensor, order: int) -> Series:
+        """`first` at order 0, and above it `room[1:]`; `room[0]` is free, so that their stack costs one copy."""
+        series = cls.of_rows([first, *room[1:].unbind(0)], order)
+        if series.apart and len(room) <= order + 1:
+            series._room = room
+        return series
+
+    @classmethod
     def variate(cls, centre: Tensor, direction: Tensor, order: int) -> Series:
         """centre + t · direction; both of one shape and dtype."""
         if centre.shape != direction.shape or centre.dtype != direction.dtype:
@@ -108,8 +117,12 @@ class Series:
     def coefficients(self) -> Tensor:
         """x_start … x_(stop-1), of shape `[stop - start, *shape]`."""
         if self._stack is None:
-            self._stack = torch.stack(self.stored())
-            self._rows = ()
+            if self._room is None:
+                self._stack = torch.stack(self.stored())
+            else:
+                self._room[0].copy_(self.first)
+                self._stack = self._room
+            self._rows, self._room = (), None
         return self._stack
 
     @property
@@ -177,10 +190,13 @@ class Series:
         """x_start … x_(stop-1) stacked, of shape `[stop - start, *shape]`, zeros filled in."""
         low, high = max(start, self.start), min(stop, self.stop)
         if low >= high:
-            return self.coefficients.new_zeros((stop - start, *self.shape))
-        held = self.coefficients
-        if (low, high) != (self.start, self.stop):
-            held = held[low - self.start : high - self.start]
+            return self.first.new_zeros((stop - start, *self.shape))
+        if (low, high) == (self.start, self.stop):
+            held = self.coefficients
+        elif self._stack is None:
+            held = stack_of(self.stored()[low - self.start : high - self.start])
+        else:
+            held = self._stack[low - self.start : high - self.start]
         if (low, high) == (start, stop):
             return held
         parts = [held]
@@ -216,17 +232,26 @@ def stack_of(rows: Sequence[Tensor]) -> Tensor:
     first = rows[0]
     if len(rows) == 1:
         return first.unsqueeze(0)
-    size, start, plain = first.numel(), first.storage_offset(), not may_follow()
-    lie = plain and all(
-        type(row) is Tensor
-        and row.shape == first.shape
-        and row.dtype == first.dtype
-        and row.is_contiguous()
-        and row.storage_offset() == start + place * size
-        and row.untyped_storage()._cdata == first.untyped_storage()._cdata
-        for place, row in enumerate(rows)
-    )
-    return first.as_strided((len(rows), *first.shape), (size, *first.stride())) if lie else torch.stack([*rows])
+    if may_follow() or not _lie_in_a_row(rows):
+        return torch.stack([*rows])
+    return first.as_strided((len(rows), *first.shape), (first.numel(), *first.stride()))
+
+
+def _lie_in_a_row(rows: Sequence[Tensor]) -> bool:
+    """They are one after the other in one memory, in which whatever is between its first and its last is."""
+    first, last = rows[0], rows[-1]
+    if type(first) is not Tensor or type(last) is not Tensor:
+        return False
+    if first.untyped_storage()._cdata != last.untyped_storage()._cdata:
+        return False
+    shape, dtype, size, place = first.shape, first.dtype, first.nbytes, first.data_ptr()
+    for row in rows:
+        if type(row) is not Tensor or row.data_ptr() != place or row.shape != shape:
+            return False
+        if row.dtype is not dtype or not row.is_contiguous():
+            return False
+        place += size
+    return True
 
 
 def centre(value: Any) -> Any:

@@ -66,7 +66,7 @@ class Components:
         """What several parts of one branch add to its sum [part, …], patches included."""
         branches = [self._graph.branches[alias] for alias in aliases]
         node = branches[0].node
-        if any(self._values.exchanged(node, alias) is not None for alias in aliases):
+        if self._values.has_exchanged(node, aliases):
             return torch.stack([self.component(alias) for alias in aliases])
         return self._pieces.own_parts(branches)
 

@@ -161,6 +161,11 @@ class Values:
         exchange = self._exchanges.get(node, {}).get(name)
         return None if exchange is None else exchange.value
 
+    def has_exchanged(self, node: fx.Node, names: Sequence[str]) -> bool:
+        """Something stands in the place of one of a node's summands that are called so."""
+        exchanges = self._exchanges.get(node)
+        return exchanges is not None and not exchanges.keys().isdisjoint(names)
+
     def forget(self, node: fx.Node) -> None:
         """Drop the value and all that depends on it."""
         seen: set[fx.Node] = set()

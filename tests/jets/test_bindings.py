@@ -34,7 +34,9 @@ UNARY = (
 
 CALLS: dict[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     **{getattr(aten, name).default: [((Y,), {})] for name in UNARY},
+    **{getattr(aten, name).default: [((Y.clone(),), {})] for name in ("sigmoid_", "tanh_")},
     aten.add.Tensor: [((X, Y), {}), ((X, 0.5), {}), ((X, Y), {"alpha": 2})],
+    aten.add_.Tensor: [((Y.clone(), Y), {}), ((Y.clone(), 0.5), {"alpha": 2})],
     aten.addcmul_.default: [((Y.clone(), Y, Y), {"value": 2})],
     aten.addmm.default: [((Y, Y, SQUARE), {"beta": 2})],
     aten.baddbmm.default: [((STACK, STACK, SQUARE.expand(2, 4, 4)), {})],
@@ -63,6 +65,7 @@ CALLS: dict[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     aten.softmax.int: [((X, -1), {}), ((X, -1, torch.double), {})],
     aten.stack.default: [(([X, X], 1), {})],
     aten.sub.Tensor: [((X, Y), {}), ((X, 1), {"alpha": 2})],
+    aten.sub_.Tensor: [((Y.clone(), Y), {}), ((Y.clone(), 0.5), {})],
     aten.sum.dim_IntList: [((X, [0, 1]), {}), ((X, [-1], True), {"dtype": torch.double}), ((X, None), {})],
     aten.transpose.int: [((X, 0, -1), {})],
     aten.unbind.int: [((X, 1), {})],

@@ -253,7 +253,7 @@ def test_models(device: torch.device, graphs: Graphs, name: str, monkeypatch: py
     case = next(case for case in CASES if case.name == name)
     model = case.build().to(device)
     inputs = tree_map_only(Tensor, lambda value: value.to(device), case.inputs())
-    graph = jg.trace(model, **inputs)
+    graph = jg.trace(model, **inputs, dynamic=False)
     module = jg.compile(jg.expand(graph, recipe="components", rules={"logits": jg.Freeze()}))
 
     def work(given: dict[str, Any]) -> list[Tensor]:

@@ -74,7 +74,7 @@ WEIGHT, BIAS, ROWS = torch.randn(4, 3), torch.randn(4), torch.randn(2, 5, 3)
 
 LAYERS: dict[str, tuple[Callable[..., Any], Tensor, dict[Any, int]]] = {
     "on rows": (F.linear, ROWS[0], {aten.linear.default: 1}),
-    "on more dimensions": (lambda x, w, b: F.linear(x, w) + b, ROWS, {aten.linear.default: 1, aten.add.Tensor: 1}),
+    "on more dimensions": (lambda x, w, b: F.linear(x, w) + b, ROWS, {aten.linear.default: 1, aten.add_.Tensor: 1}),
     "with a bias": (F.linear, ROWS, {aten.linear.default: 1}),
     "of rows that are turned": (F.linear, torch.randn(3, 5).T, {aten.linear.default: 1}),
     "with a bias of another shape": (
@@ -85,12 +85,12 @@ LAYERS: dict[str, tuple[Callable[..., Any], Tensor, dict[Any, int]]] = {
     "whose rows are read": (
         lambda x, w, b: (y := torch.mm(x.view(10, 3), w.t())).view(2, 5, 4) + y.sum(),
         ROWS,
-        {aten.view.default: 2, aten.linear.default: 1, aten.sum.default: 1, aten.add.Tensor: 1},
+        {aten.view.default: 2, aten.linear.default: 1, aten.sum.default: 1, aten.add_.Tensor: 1},
     ),
     "to other rows": (
         lambda x, w, b: torch.mm(x.view(10, 3), w.t()).view(5, 2, 4) * 2,
         ROWS,
-        {aten.view.default: 2, aten.linear.default: 1, aten.mul.Tensor: 1},
+        {aten.view.default: 2, aten.linear.default: 1, aten.mul_.Tensor: 1},
     ),
     "that is written to": (
         lambda x, w, b: F.linear(x, w).mul_(2)[0].add_(b),

@@ -34,6 +34,26 @@ def test_a_span_has_zeros_where_nothing_is_stored() -> None:
         assert torch.equal(x.span(start, stop), whole[start:stop])
 
 
+def test_what_lies_beside_its_first_coefficient_is_stacked_where_it_lies() -> None:
+    room = torch.cat([torch.full((1, 2), torch.nan), torch.arange(6.0).reshape(3, 2)])
+    x = Series.beside(torch.tensor([7.0, 8.0]), room, order=4)
+    assert x.apart
+    assert (x.start, x.stop, x.order) == (0, 4, 4)
+    rows = [[7.0, 8.0], [0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    assert [row.tolist() for row in x.stored()] == rows
+    # A span copies nothing, and does not touch what is free.
+    with torch.no_grad():
+        assert x.span(1, 3).data_ptr() == room[1].data_ptr()
+    assert x.apart
+    assert room[0].isnan().all()
+    assert x.coefficients.data_ptr() == room.data_ptr()
+    assert not x.apart
+    assert x.coefficients.tolist() == rows
+    # Where less is kept than there is, what is beyond the order goes.
+    cut = Series.beside(torch.zeros(2), room, order=1)
+    assert cut.coefficients.tolist() == [[0.0, 0.0], [0.0, 1.0]]
+
+
 def test_order_zero_variate_is_its_centre() -> None:
     assert Series.variate(torch.ones(2), torch.ones(2), order=0).stacked().tolist() == [[1.0, 1.0]]
 

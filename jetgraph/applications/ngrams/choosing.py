@@ -63,7 +63,7 @@ def _chosen(subject: Subject, wanted: Sequence[str | Path], split: Split | None)
             f"{big(chosen.count())} paths match {label}, more than the {PATH_BUDGET} that a table is the "
             "mean of: name fewer, such as 'embed > *.mlp > logits'"
         )
-    constants = {entry.source.alias for entry in expansion.entries if entry.of_decoder}
+    constants = expansion.constants
     paths = tuple(path for path in chosen if path.source.alias not in constants)
     if not paths:
         raise InputError(

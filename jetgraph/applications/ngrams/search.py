@@ -137,7 +137,7 @@ class Search:
             largest = block.amax(1).to(wide)
             return torch.stack([largest, torch.zeros_like(largest)])
         if (kernels := kernels_for(block)) is not None:
-            largest, log_total, *_ = kernels.totals(block, wide)
+            largest, log_total, _ = kernels.totals(block, wide, lengths=False)
         else:
             largest = block.amax(1).to(wide)
             log_total = largest - block.log_softmax(1, wide).amax(1)

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from jetgraph.jets import arithmetic
 from jetgraph.jets.arithmetic import align, cast, promoted, rank, widened
+from jetgraph.jets.recording import may_follow
 from jetgraph.jets.registry import find_op, register_rule
 from jetgraph.jets.rules.centres import with_own_centre
 from jetgraph.jets.rules.linear import fold
@@ -180,7 +181,9 @@ for _op, _left, _right in (
     register_rule(_op, matrix_product, kind="bilinear", affine=(_left, _right))
 
 
-def plain_at_order_0(x: Series, op: Callable[[Tensor, bool], Tensor], constant: Any) -> Series:
+def plain_at_order_0(
+    x: Series, op: Callable[[Tensor, bool], Tensor], constant: Any, into: Callable[[Tensor, Tensor], Any] | None = None
+) -> Series:
     """A linear op, which adds a constant at order 0; there by the call of the plain op, which rounds once.
 
     Parameters
@@ -191,6 +194,8 @@ def plain_at_order_0(x: Series, op: Callable[[Tensor, bool], Tensor], constant: 
         The op on a stack of coefficients, with the constant or without.
     constant
         What the op adds, as it goes with the shape of its result; None where there is none.
+    into
+        Writes the op on a stack, without the constant, to memory for its result; None where it cannot be had so.
     """
     if constant is None:
         return x.like(op(x.coefficients, False))
@@ -199,8 +204,24 @@ def plain_at_order_0(x: Series, op: Callable[[Tensor, bool], Tensor], constant: 
         return arithmetic.add(x.order, x.like(op(x.coefficients, False)), constant)
     if x.stop == 1:
         return x.like(op(x.coefficients, True))
-    first, above = x.first.unsqueeze(0), x.span(1, x.stop)
-    return Series.of_rows([op(first, True)[0], *op(above, False).unbind(0)], x.order)
+    first, above = op(x.first.unsqueeze(0), True), x.span(1, x.stop)
+    if into is None or may_follow() or not first.is_contiguous():
+        return Series.of_rows([first[0], *op(above, False).unbind(0)], x.order)
+    room = first.new_empty((len(above) + 1, *first.shape[1:]))
+    into(above, room[1:])
+    return Series.beside(first[0], room, x.order)
+
+
+def _product_into(weight: Tensor, turned: bool = False) -> Callable[[Tensor, Tensor], Any] | None:
+    """Writes x @ weight to memory, or x @ weightᵀ; None of weights that see to themselves, such as those in files."""
+    if type(weight) not in (Tensor, nn.Parameter, nn.Buffer) or weight.dim() != 2:
+        return None
+
+    def write(stack: Tensor, out: Tensor) -> Tensor:
+        rows = stack.reshape(-1, stack.shape[-1])
+        return torch.mm(rows, weight.t() if turned else weight, out=out.view(-1, out.shape[-1]))
+
+    return write
 
 
 def _added_product(op: Any) -> Callable[..., Series]:
@@ -215,7 +236,8 @@ def _added_product(op: Any) -> Callable[..., Series]:
                 product = torch.matmul(stack, b)
                 return product if alpha == 1 else product * alpha
 
-            return plain_at_order_0(a, multiplied, bias if beta == 1 else bias * beta)
+            added = bias if beta == 1 else bias * beta
+            return plain_at_order_0(a, multiplied, added, _product_into(b) if alpha == 1 else None)
         if isinstance(a, Series) or isinstance(b, Series):
             product: Any = matrix_product(order, a, b)
             if alpha != 1:
@@ -253,7 +275,11 @@ def _linear(order: int, x: Any, weight: Any, bias: Any = None) -> Series:
     """x Wᵀ + b"""
     if not isinstance(weight, Series) and isinstance(x, Series):
         if not isinstance(bias, Series):
-            return plain_at_order_0(x, lambda part, first: F.linear(part, weight, bias if first else None), bias)
+
+            def layer(part: Tensor, first: bool) -> Tensor:
+                return F.linear(part, weight, bias if first else None)
+
+            return plain_at_order_0(x, layer, bias, _product_into(weight, turned=True))
         product = x.like(F.linear(x.coefficients, weight))
     elif isinstance(weight, Series):
         turned = weight.like(weight.coefficients.transpose(-1, -2) if weight.ndim == 2 else weight.coefficients)

@@ -1,6 +1,8 @@
 """Norms that divide by a deviation: layer, RMS, group, instance and batch norm.
 
-Means run once on the stack; the coefficients of a variance are small, so their recurrences are cheap. Half-precision
+Means run once on the stack; the coefficients of a variance are small, so their recurrences are cheap. Where nothing
+follows what is done, a layer or RMS norm is the operator at the centre, and above it one weighted sum of coefficients,
+whose weights are those of the reciprocal deviation. Half-precision
 input is computed in float32, as PyTorch's own kernels do. Held, a norm keeps the denominator that it has at the centre,
 and its weight.
 """
@@ -19,6 +21,7 @@ from jetgraph.jets.arithmetic import cast, multiply, rank, widened, working_dtyp
 from jetgraph.jets.domain import demand, positive
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.frozen import is_marked
+from jetgraph.jets.recording import may_follow
 from jetgraph.jets.registry import Condition, TaylorRule, register_rule
 from jetgraph.jets.rules.bilinear import plain_at_order_0
 from jetgraph.jets.rules.centres import with_own_centre
@@ -33,16 +36,25 @@ def _register_norm(
     op: Any,
     rule: Callable[[bool], TaylorRule],
     affine: Sequence[str] = WEIGHT_AND_BIAS,
+    *,
+    direct: Callable[..., Series | None] | None = None,
     when: Condition | None = None,
     plain: Callable[..., Any] | None = None,
     shifts: Callable[[Mapping[str, Any]], bool] = lambda bound: False,
     absorbs: str = "weight",
 ) -> None:
-    """Register `rule(held)` of a norm, free and held; `plain` is what gives its value, the operator unless given, and
-    `shifts` says whether it adds anything besides its bias where it is held."""
+    """Register `rule(held)` of a norm, free and held; `plain` is what gives its value, the operator unless given,
+    `direct` gives what the free rule does where it can, and `shifts` says whether the norm adds anything besides its
+    bias where it is held."""
+    general = with_own_centre(plain or op, rule(False), in_place=True)
+
+    def free(order: int, *args: Any, **kwargs: Any) -> Any:
+        found = None if direct is None else direct(order, *args, **kwargs)
+        return general(order, *args, **kwargs) if found is None else found
+
     register_rule(
         op,
-        with_own_centre(plain or op, rule(False), in_place=True),
+        free,
         affine=affine,
         when=when,
         gate="norm",
@@ -108,6 +120,31 @@ def _inverse_deviation(order: int, away: Series, dims: list[int], eps: float, he
         demand(first, positive, "the mean square under a norm must be positive")
     rows = elementary.rsqrt([first, *square[1:]]) if any(row is not None for row in square[1:]) else [first.rsqrt()]
     return Series.of_rows(rows, order, first)
+
+
+def _directly(
+    order: int, x: Any, dims: list[int], eps: float, *given: Any, centred: bool, plain: Callable[[Tensor], Tensor]
+) -> Series | None:
+    """The norm of a series, times a weight, the first that is `given`, and plus the others; None where it is not to be
+    had so: where derivatives are asked for, what is given varies, or the centre is not looked at by it.
+
+    y_j = w Σ_i (x_i − mean x_i) r_(j−i), with r of the reciprocal deviation, and `plain` at the centre.
+    """
+    varies = isinstance(x, Series) and order > 0 and x.varies and not x.start
+    if not varies or eps <= 0 or may_follow() or any(isinstance(each, Series) for each in given):
+        return None
+    wide, first = widened(x), plain(x.coefficient(0))
+    away = _away(wide, dims) if centred else wide
+    inverse = _inverse_deviation(order, away, dims, eps, False)
+    assert isinstance(inverse, Series)
+    shares, stack = inverse.span(0, order + 1), away.coefficients
+    room = stack.new_empty((order + 1, *x.shape))
+    above = torch.mul(stack[0], shares[1:], out=room[1:])
+    for i in range(1, len(stack)):
+        above[i - 1 :].addcmul_(stack[i], shares[: order + 1 - i])
+    if given and given[0] is not None:
+        above.mul_(given[0])
+    return Series.beside(first, room.to(first.dtype), order)
 
 
 def _statistics(order: int, x: Any, dims: list[int], eps: float, held: bool) -> tuple[Any, Any]:
@@ -199,9 +236,27 @@ def _fused_rms_norm(held: bool) -> TaylorRule:
     return rule
 
 
-_register_norm(aten.layer_norm.default, _layer_norm)
+def _layer_norm_directly(
+    order: int, x: Any, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *options: Any
+) -> Series | None:
+    def plain(centre: Tensor) -> Tensor:
+        return aten.layer_norm.default(centre, shape, weight, bias, eps)
+
+    return _directly(order, x, _last(shape), eps, weight, bias, centred=True, plain=plain)
+
+
+def _rms_norm_directly(
+    order: int, x: Any, shape: Sequence[int], weight: Any = None, eps: float | None = None
+) -> Series | None:
+    def plain(centre: Tensor) -> Tensor:
+        return aten.rms_norm.default(centre, shape, weight, eps)
+
+    return _directly(order, x, _last(shape), rms_eps(eps, x.dtype), weight, centred=False, plain=plain)
+
+
+_register_norm(aten.layer_norm.default, _layer_norm, direct=_layer_norm_directly)
 _register_norm(aten.native_layer_norm.default, _native_layer_norm)
-_register_norm(aten.rms_norm.default, _rms_norm, ("weight",))
+_register_norm(aten.rms_norm.default, _rms_norm, ("weight",), direct=_rms_norm_directly)
 _register_norm(aten._fused_rms_norm.default, _fused_rms_norm, ("weight",))
 
 
