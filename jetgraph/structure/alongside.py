@@ -20,7 +20,7 @@ from itertools import permutations
 
 from torch import fx
 
-from jetgraph.jets.registry import is_affine, nodes_in
+from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.images import held_image
 from jetgraph.structure.joins import find_joins, find_sums, flattened, is_inside, only_steers, with_depth
@@ -310,10 +310,14 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node]) -> _Walk | None:
     values fit side by side, as those of a stream and scores of an attention do not.
     """
     other: _Walk | None = None
+    # What goes on from a start is live at many ends, and is looked at once for all of them.
+    known: dict[fx.Node, dict[fx.Node, _Next | None]] = {at: {} for at in cuts}
     for end in ends:
         starts = [at for at in cuts if flow.positions[at] < flow.positions[end]]
         beginnings = [
-            (at, *first) for at in starts if (first := _first_step(flow, cuts[at], end, cuts[end])) is not None
+            (at, *first)
+            for at in starts
+            if (first := _first_step(flow, cuts[at], end, cuts[end], known[at])) is not None
         ]
         if not beginnings:
             continue
@@ -377,10 +381,16 @@ def _is_mixed(flow: Dataflow, state: Sequence[fx.Node], step: _Step) -> bool:
 
 
 def _first_step(
-    flow: Dataflow, start: Sequence[fx.Node], at: fx.Node, end: Sequence[fx.Node]
+    flow: Dataflow,
+    start: Sequence[fx.Node],
+    at: fx.Node,
+    end: Sequence[fx.Node],
+    known: dict[fx.Node, _Next | None],
 ) -> tuple[tuple[fx.Node, ...], _Step] | None:
-    """The values at a place that go on in the state at another one, and the step to that, if it is one."""
-    step = _step(flow, start, at, end, all_carried=False)
+    """The values at a place that go on in the state at another one, and the step to that, if it is one; `known` holds
+    what later values are over all of the start.
+    """
+    step = _step(flow, start, at, end, all_carried=False, known=known)
     if step is None or len(step.nexts) < 2:
         return None
     homes = {home for each in step.nexts for home in each.homes}
@@ -402,15 +412,20 @@ def _step(
     *,
     all_carried: bool = True,
     affine: bool = False,
+    known: dict[fx.Node, _Next | None] | None = None,
 ) -> _Step | None:
     """The step from a state to what is live at a node, if each value of that carries the state on, and adds to it;
     `affine` where they only mix it.
     """
+    known = {} if known is None else known
     nexts: list[_Next] = []
+    mask = flow.mask(state)
     for node in live:
-        if not any(flow.depends(node, before) for before in state):
+        if not flow.touches(node, mask):
             continue  # no part of the state: what the streams are given from outside
-        each = _next(flow, state, node)
+        if node not in known:
+            known[node] = _next(flow, state, node)
+        each = known[node]
         if each is None:
             return None
         nexts.append(each)
@@ -461,7 +476,7 @@ def _next(flow: Dataflow, state: Sequence[fx.Node], node: fx.Node) -> _Next | No
         read = {operand, *(parent for inner in way for parent in flow.parents[inner])}.intersection(state)
         if held is None and not read:
             injections.append(operand)
-        elif held is not None or all(is_affine(inner, inside.__contains__) for inner in way):
+        elif held is not None or all(flow.affine(inner, inside) for inner in way):
             skip.append(operand)
             gates += held or ()
             homes.update(map(state.index, read))
@@ -477,12 +492,12 @@ def _way(
     flow: Dataflow, state: Sequence[fx.Node], ends: Sequence[fx.Node], held: Sequence[fx.Node] = ()
 ) -> tuple[fx.Node, ...]:
     """The nodes between a state and values that are made of it, these with them, but for those behind what is held."""
-    known = {*state, *held}
+    known, mask = {*state, *held}, flow.mask(state)
     nodes = [end for end in ends if end not in known]
     known.update(nodes)
     for node in nodes:
         for parent in flow.parents[node]:
-            if parent not in known and any(flow.depends(parent, before) for before in state):
+            if parent not in known and flow.touches(parent, mask):
                 known.add(parent)
                 nodes.append(parent)
     return tuple(nodes)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -33,6 +33,7 @@ class Dataflow:
     above: Mapping[fx.Node, int]
     """For the nodes of the flow, what they depend on and themselves, as a bit set over positions: that makes "does a
     depend on b" one operation on graphs of tens of thousands of nodes."""
+    _affine: dict[tuple[fx.Node, tuple[fx.Node, ...]], bool] = field(default_factory=dict, repr=False)
 
     def __contains__(self, node: fx.Node) -> bool:
         return node in self.above
@@ -40,6 +41,24 @@ class Dataflow:
     def depends(self, node: fx.Node, on: fx.Node) -> bool:
         """The node is the other one, or computed from it within the flow."""
         return node in self.above and bool(self.above[node] >> self.positions[on] & 1)
+
+    def mask(self, nodes: Iterable[fx.Node]) -> int:
+        """These nodes as a bit set, for `touches`."""
+        bits = 0
+        for node in nodes:
+            bits |= 1 << self.positions[node]
+        return bits
+
+    def touches(self, node: fx.Node, mask: int) -> bool:
+        """The node depends on one of those in a bit set."""
+        return bool(self.above.get(node, 0) & mask)
+
+    def affine(self, node: fx.Node, inside: Container[fx.Node]) -> bool:
+        """The node's operator is affine in those that it reads of these, while the others are held; found out once."""
+        read = tuple(parent for parent in node.all_input_nodes if parent in inside)
+        if (node, read) not in self._affine:
+            self._affine[node, read] = is_affine(node, read.__contains__)
+        return self._affine[node, read]
 
     def ordered(self, nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
         """The nodes in execution order."""
@@ -66,7 +85,7 @@ class Dataflow:
         inside = {entry, *nodes}
         side = dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in inside)
         context = frozenset(node for node in side if node in self)
-        affine = all(is_affine(node, inside.__contains__) for node in nodes)
+        affine = all(self.affine(node, inside) for node in nodes)
         bias = affine and any(adds_constant(node, inside.__contains__) for node in nodes)
         return Region(entry, exit, nodes, tuple(side), context, affine, bias, tuple(held))
 

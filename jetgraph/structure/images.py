@@ -9,7 +9,6 @@ from operator import getitem
 from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
-from jetgraph.jets.registry import is_affine
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.operators import (
     FIXED_NORMS,
@@ -66,7 +65,7 @@ def affine_history(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, 
         if is_float_tensor(node):
             yield node, kind
         carriers = flow.carriers[node]
-        if len(carriers) != 1 or not is_affine(node, lambda other, parent=carriers[0]: other is parent):
+        if len(carriers) != 1 or not flow.affine(node, carriers):
             return
         kind = widest(kind, image_kind(flow, node))
         steering += [parent for parent in flow.parents[node] if parent is not carriers[0]]
@@ -82,7 +81,7 @@ def affine_past(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, Ski
         for last, image in affine_history(flow, node):
             yield last, widest(kind, image)
         # A product of two values ends it, whatever lies above: what is dear is asked for sums alone.
-        if not is_affine(last, set(flow.parents[last]).__contains__):
+        if not flow.affine(last, flow.parents[last]):
             return
         above = flow.bottleneck(last)
         if above is None or above is node:
@@ -120,7 +119,7 @@ def gated_history(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, t
         for parent in carriers:
             factors = tuple(other for other in carriers if other is not parent)
             passed = packet_of(node) in _FACTORED if factors else not is_mixing(node)
-            if passed and parent not in seen and is_affine(node, lambda other, parent=parent: other is parent):
+            if passed and parent not in seen and flow.affine(node, (parent,)):
                 seen.add(parent)
                 stack.append((parent, (*held, *factors)))
         above = flow.bottleneck(node) if packet_of(node) in _JOINING and len(carriers) > 1 else None
@@ -144,7 +143,7 @@ def factored(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, tuple[
         for parent in carriers:
             factors = tuple(other for other in carriers if other is not parent)
             passed = packet_of(node) in _FACTORED if factors else True
-            if passed and is_affine(node, lambda other, parent=parent: other is parent):
+            if passed and flow.affine(node, (parent,)):
                 stack.append((parent, (*held, *factors)))
 
 
@@ -155,21 +154,45 @@ def held_image(flow: Dataflow, node: fx.Node, of: Collection[fx.Node]) -> tuple[
     """The factors that are held for a value to be an affine image of others, of which it may be a sum or a
     concatenation; None where it is none. Nothing learned lies on the way.
     """
-    if node in of:
-        return ()
+    return _held_image(flow, node, of, flow.mask(of), {})
+
+
+def _held_image(
+    flow: Dataflow,
+    node: fx.Node,
+    of: Collection[fx.Node],
+    mask: int,
+    known: dict[fx.Node, tuple[fx.Node, ...] | None],
+) -> tuple[fx.Node, ...] | None:
+    """As `held_image`; what is known is asked once, for a sum of sums reads its first summands on many ways."""
+    if node not in known:
+        known[node] = () if node in of else _held_by_parents(flow, node, of, mask, known)
+    return known[node]
+
+
+def _held_by_parents(
+    flow: Dataflow,
+    node: fx.Node,
+    of: Collection[fx.Node],
+    mask: int,
+    known: dict[fx.Node, tuple[fx.Node, ...] | None],
+) -> tuple[fx.Node, ...] | None:
     carriers = flow.carriers[node]
-    if len(flow.parents[node]) > len(carriers) or not any(flow.depends(node, one) for one in of):
+    if len(flow.parents[node]) > len(carriers) or not flow.touches(node, mask):
         return None
     if packet_of(node) in _JOINING:
-        by_carrier = [held_image(flow, parent, of) for parent in carriers]
-        return (
-            None if None in by_carrier else tuple(dict.fromkeys(factor for held in by_carrier for factor in held or ()))
-        )
+        found: dict[fx.Node, None] = {}
+        for parent in carriers:
+            held = _held_image(flow, parent, of, mask, known)
+            if held is None:
+                return None
+            found |= dict.fromkeys(held)
+        return tuple(found)
     for parent in carriers:
         factors = tuple(other for other in carriers if other is not parent)
         passed = packet_of(node) in _FACTORED if factors else not is_mixing(node)
-        if passed and is_affine(node, lambda other, parent=parent: other is parent):
-            held = held_image(flow, parent, of)
+        if passed and flow.affine(node, (parent,)):
+            held = _held_image(flow, parent, of, mask, known)
             if held is not None:
                 return tuple(dict.fromkeys((*held, *factors)))
     return None

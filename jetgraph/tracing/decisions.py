@@ -8,7 +8,11 @@ Answers that are real numbers would be met by no other input; a model that asks 
 A loop over the places where a mask holds, as over the experts that a token was sent to, goes over all places instead:
 its body then works on nothing where the mask does not hold. That this changes nothing is seen on the example; where the
 mask holds everywhere there, it is not, and every call is held to such a mask. A model of which it is not so is traced
-with the places of the example, as with any other answer.
+with the places of the example, as with any other answer. Code that asks whether there is anything to do at a place is
+told that there is.
+
+Sizes that depend on values are symbols to the exporter. Where it meets a choice by one, they are asked for as well
+(`tracing.counts`).
 
 `torch.export.draft_export` does the same with symbols for such values, in which sizes then are written; it takes
 several times as long, and fails where the symbols meet convolutions or padding.
@@ -28,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from jetgraph.errors import InputError
 from jetgraph.export.program import line_above
 from jetgraph.jets.interpreter import evaluate
+from jetgraph.tracing.counts import PLACES, WHERE, counted
 
 _ASKED: Mapping[Any, Callable[[Tensor], Any]] = {
     Tensor.__bool__: bool,
@@ -44,7 +49,7 @@ _ASKED: Mapping[Any, Callable[[Tensor], Any]] = {
 
 _REPEATS = (torch.repeat_interleave, Tensor.repeat_interleave)
 
-_PLACES = (Tensor.nonzero, torch.nonzero)
+_AT = (Tensor.__getitem__, Tensor.__setitem__)
 _LAID_OUT = (Tensor.squeeze, Tensor.flatten, Tensor.reshape, Tensor.view, torch.squeeze, torch.flatten, torch.reshape)
 _ONE_BY_ONE = (Tensor.unbind, torch.unbind, Tensor.tolist)
 
@@ -70,8 +75,12 @@ class Heard:
     """The lines that asked."""
     loops: tuple[str, ...] = ()
     """The lines that went over the places of a mask."""
+    counts: tuple[str, ...] = ()
+    """The lines of which the answer is a size."""
     spread: bool = True
     """Loops over the places where a mask holds go over all of its places."""
+    sized: bool = False
+    """Sizes are asked for."""
 
     @property
     def chooses(self) -> bool:
@@ -88,17 +97,22 @@ class Answering(TorchFunctionMode):
         The answers in their order; None to listen.
     spread
         Loops over the places where a mask holds go over all of its places; as it was heard, where it was.
+    sized
+        Sizes that depend on values are asked for; as it was heard, where it was.
     """
 
-    def __init__(self, heard: Heard | None = None, spread: bool = True) -> None:
+    def __init__(self, heard: Heard | None = None, spread: bool = True, sized: bool = False) -> None:
         super().__init__()
         self.heard = heard
         self.spread = spread if heard is None else heard.spread
+        self.sized = sized if heard is None else heard.sized
         self.answers: list[Any] = []
         self.lines: list[str] = []
         self.asked: list[Tensor] = []
         self.loops: list[str] = []
         """Lines that go over the places of a mask, one by one."""
+        self.counts: list[str] = []
+        """Lines of which the answer is a size."""
         self._at = 0
         self._places_of: dict[int, tuple[Tensor, Tensor]] = {}
         """Tensors that hold the places where a mask holds, by identity, and the mask."""
@@ -106,28 +120,36 @@ class Answering(TorchFunctionMode):
         """Tensors that hold one place, by identity, and the place."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is Tensor.__getitem__:
-            return function(args[0], self._whole_numbers(args[1]))
+        kwargs = kwargs or {}
+        if function in _AT:
+            return self._given(function, (args[0], self._whole_numbers(args[1]), *args[2:]), kwargs)
         if function is Tensor.__contains__:
             return self.answer((args[0] == args[1]).any(), bool)
         if function in _ONE_BY_ONE and id(args[0]) in self._places_of:
             self.loops.append(line_above())
             if self.spread:
                 return self._all_places(args[0], function)
-        if function in (*_PLACES, *_LAID_OUT):
-            return self._with_places(function, args, kwargs or {})
+        if function in (*PLACES, *WHERE, *_LAID_OUT):
+            return self._with_places(function, args, kwargs)
         if function is Tensor.__format__ and _is_size(args[0]):
             return format(self.answer(args[0], Tensor.item), args[1])
         if function in _ASKED:
             return self.answer(args[0], _ASKED[function])
         if function in _REPEATS and len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim():
-            return function(*args, **{"output_size": self.answer(args[1].sum(), int)} | (kwargs or {}))
+            return function(*args, **{"output_size": self.answer(args[1].sum(), int)} | kwargs)
         if getattr(function, "__name__", "") not in _OF_TENSORS:
-            args, kwargs = (
-                tuple(map(self._sizes, args)),
-                {name: self._sizes(each) for name, each in (kwargs or {}).items()},
-            )
-        return function(*args, **(kwargs or {}))
+            args = tuple(map(self._sizes, args))
+            kwargs = {name: self._sizes(each) for name, each in kwargs.items()}
+        return self._given(function, args, kwargs)
+
+    def _given(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """What a function gives, with its size asked for if sizes are."""
+        given = counted(function, args, kwargs, self._count) if self.sized else NotImplemented
+        return function(*args, **kwargs) if given is NotImplemented else given
+
+    def _count(self, tensor: Tensor, value: Callable[[Tensor], Any]) -> Any:
+        self.counts.append(line_above())
+        return self.answer(tensor, value)
 
     def answer(self, tensor: Tensor, value: Callable[[Tensor], Any]) -> Any:
         """What a tensor's value is, or is to be."""
@@ -154,8 +176,12 @@ class Answering(TorchFunctionMode):
 
     def _with_places(self, function: Any, args: Any, kwargs: Any) -> Any:
         """What the function gives, noted where it holds the places of a mask of one dimension."""
-        given = function(*args, **kwargs)
-        mask = args[0] if function in _PLACES and args[0].dim() == 1 else None
+        given = self._given(function, args, kwargs)
+        if self.spread and self.loops and self.heard is not None and (function in PLACES or len(args) == 1):
+            first = given[0] if isinstance(given, tuple) else given
+            if isinstance(first.shape[0], torch.SymInt):
+                torch._check(first.shape[0] > 0)  # to the exporter alone, so that the loop's body is in the graph
+        mask = args[0] if function in PLACES and args[0].dim() == 1 else None
         if function in _LAID_OUT and id(args[0]) in self._places_of:
             mask = self._places_of[id(args[0])][1]
         if mask is not None and isinstance(mask.shape[0], int):

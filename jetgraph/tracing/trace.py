@@ -216,12 +216,20 @@ class _ExportError(Exception):
         self.cause = cause
 
 
+Deciding = Literal["", "loops", "answers", "sizes"]
+
+
 class _ChoiceError(_ExportError):
     """The exporter refuses a choice by the values of tensors, which can be made as it was heard."""
 
     def __init__(self, cause: Exception, heard: Heard) -> None:
         super().__init__(cause)
-        self.ways: tuple[Literal["loops", "answers"], ...] = ("loops", "answers") if heard.loops else ("answers",)
+        possible: Mapping[Deciding, bool] = {
+            "loops": bool(heard.loops),
+            "answers": bool(heard.loops) or len(heard.answers) > len(heard.counts),
+            "sizes": bool(heard.counts),
+        }
+        self.ways = tuple(way for way, some in possible.items() if some)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,8 +243,10 @@ class _Example:
     held: Held
     way: Way
 
-    deciding: Literal["", "loops", "answers"] = ""
-    """What the code asks of tensors is answered as on the example, loops going over all places of a mask, or not."""
+    deciding: Deciding = ""
+    """What the code asks of tensors is answered as on the example, loops going over all places of a mask, or not; and
+    sizes that depend on values are what they are there.
+    """
 
     def trace(self, levels: Sequence[Dynamic]) -> tuple[Traced, Tensor | None]:
         """The most dynamic trace that the exporter grants and that holds for the example."""
@@ -280,18 +290,19 @@ class _Example:
     def _decide(self, error: _ExportError, expected: Tensor | None) -> None:
         """Raise `_ChoiceError` where values of tensors decide and were not answered, but can be."""
         possible = not self.deciding and expected is not None and chooses_by_values(error.cause)
-        if possible and (heard := self._heard((self.args, self.kwargs))).chooses:
+        if possible and (heard := self._heard((self.args, self.kwargs), sized=True)).chooses:
             raise _ChoiceError(error.cause, heard)
 
-    def _heard(self, example: Any) -> Heard:
+    def _heard(self, example: Any, sized: bool = False) -> Heard:
         """What the model's code asks of tensors on an example."""
         args, kwargs = example
-        with Answering(spread=self.deciding == "loops") as answering:
+        with Answering(spread=self.deciding == "loops", sized=sized) as answering:
             try:
                 self.run(args, self.way.filled(self.model, args, kwargs))
             except Exception as error:  # whatever the model raises where it gets to more than it asked for
                 raise _ExportError(error) from error
-        return Heard(tuple(answering.answers), tuple(answering.lines), tuple(answering.loops), answering.spread)
+        answers, lines = tuple(answering.answers), tuple(answering.lines)
+        return Heard(answers, lines, tuple(answering.loops), tuple(answering.counts), answering.spread, answering.sized)
 
     def _attempt(self, example: Any, level: Dynamic, state: Held, expected: Tensor | None, refusal: str) -> Traced:
         stage(f"exporting it with {_OPEN[level]}")
@@ -362,7 +373,7 @@ class _Example:
 
     def _export(self, example: Any, level: Dynamic, refusal: str, unpack: bool = False) -> Traced:
         picked: list[tuple[str, Answering | None]] = []
-        heard = self._heard(example) if self.deciding else None
+        heard = self._heard(example, self.deciding == "sizes") if self.deciding else None
         wrapper = _Explained(self.model, self.output, lambda *pick: picked.append(pick), self.way, unpack, heard)
         wrapper.training = False
         example = pytree.tree_map(unmarked, example)

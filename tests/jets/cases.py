@@ -816,6 +816,7 @@ for _name in ("bitwise_not.default", "one_hot.default", "bincount.default"):
     plain(_name, ints(0, 2, 1))
 plain("bitwise_and.Tensor", MASK, MASK)
 plain("bitwise_or.Tensor", MASK, MASK)
+plain("nonzero_static.default", X, size=3)
 plain("sym_size.int", X, 1)
 plain("size.int", X, 0)
 plain("sym_stride.int", X, 0)

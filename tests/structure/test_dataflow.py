@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 import jetgraph as jg
 from jetgraph.structure.dataflow import Dataflow, dataflow
-from jetgraph.structure.images import affine_history, affine_past
+from jetgraph.structure.images import affine_history, affine_past, held_image
 from jetgraph.structure.operators import is_float_tensor
 
 
@@ -103,3 +103,19 @@ def test_a_sum_of_images_is_one() -> None:
     output = flow.traced.output
     assert source not in dict(affine_history(flow, output))
     assert dict(affine_past(flow, output))[source] == "scaled"
+
+
+def test_a_sum_of_sums_is_looked_at_once() -> None:
+    """Over 60 sums of a value and its double there are 2⁶⁰ ways; a dense net has as many."""
+
+    def doubled(net: Net, x: Tensor) -> Tensor:
+        h = net.one(x)
+        for _ in range(60):
+            h = h * x + h
+        return h
+
+    flow = flow_of(doubled)
+    (linear,) = (node for node in flow.nodes if node.target is torch.ops.aten.linear.default)
+    held = held_image(flow, flow.traced.output, (linear,))
+    assert held is not None
+    assert [node.op for node in held] == ["placeholder"]

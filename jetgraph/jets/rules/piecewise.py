@@ -62,6 +62,7 @@ for _op in (
     aten.argsort.stable,
     aten.nonzero.default,
     aten.nonzero_numpy.default,
+    aten.nonzero_static.default,
     aten.where.default,
     aten.count_nonzero.default,
     aten.sign.default,
