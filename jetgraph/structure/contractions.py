@@ -75,7 +75,7 @@ def _of_product(bound: dict[str, Any], ranks: Sequence[int]) -> list[list[Hashab
 def _named(factor: fx.Node, other: fx.Node, rank: int) -> list[Hashable]:
     """Numbers of the dimensions of the product, others where only the other factor has one."""
     own, beside = (_padded(node.meta["shape"], rank) for node in (factor, other))
-    named = [("one", at) if own[at] == 1 != beside[at] else at for at in range(rank)]
+    named: list[Hashable] = [("one", at) if own[at] == 1 != beside[at] else at for at in range(rank)]
     return named[rank - len(factor.meta["shape"]) :]
 
 
