@@ -165,9 +165,11 @@ def _run_code(chain: tuple[fx.Node, ...], values: dict[fx.Node, Any], keep: Coll
 
 def _raise_at(node: fx.Node | None, error: Exception) -> NoReturn:
     """Raise an error again, with the node at which it was raised."""
-    if node is None or isinstance(error, MissingRuleError):
+    if node is None:
         raise error
     where = op_in_module(node)
+    if isinstance(error, MissingRuleError) and str(error).startswith("torch.ops."):
+        raise error  # Of an operator that has none, and it says where.
     if isinstance(error, JetGraphError):
         raise type(error)(f"{where}: {error}") from error
     error.add_note(f"while evaluating node {node.name!r}: {where}")

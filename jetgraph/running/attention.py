@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,7 +14,8 @@ from torch.fx.node import map_arg
 from jetgraph.errors import InputError
 from jetgraph.jets.registry import bind, execute, nodes_in
 from jetgraph.running.forward import Forward
-from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Size, einsum_labels, follow, leaves
+from jetgraph.structure.contractions import factors_of, labels_of
+from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Size, follow, leaves
 from jetgraph.structure.kinds import attention_products
 from jetgraph.structure.operators import SOFTMAX, packet_of
 from jetgraph.structure.regions import Branch, Region
@@ -65,7 +66,7 @@ def reads_itself(branch: Branch) -> bool:
         if product is start:
             values = list(nodes_in([bind(product.target, product.args, product.kwargs)["value"]]))  # type: ignore[arg-type]
         else:
-            values = [node for node in nodes_in(product.args) if not _made_of(node, start)]
+            values = [node for node in factors_of(product) if not _made_of(node, start)]
         if not own.intersection(values):
             return False
     return True
@@ -150,11 +151,13 @@ def _by_hand(forward: Forward, product: fx.Node, softmax: fx.Node, layouts: Dime
             if user not in made:
                 made.add(user)
                 stack.append(user)
-    factors = list(nodes_in(product.args))[-2:]
-    labels = _labels(product, [len(factor.meta["shape"]) for factor in factors])
+    told = labels_of(product)
+    if told is None:
+        return None
+    factors, labels = told
     place = next((place for place, factor in enumerate(factors) if factor in made), 0)
     layout = layouts.get(factors[place])
-    if labels is None or layout is None:
+    if layout is None:
         return None
     own, other, out = labels[place], labels[1 - place], labels[2]
     queries = [dim for dim, label in enumerate(own) if label in out and label not in other]
@@ -164,18 +167,6 @@ def _by_hand(forward: Forward, product: fx.Node, softmax: fx.Node, layouts: Dime
     aside = [dim for dim in range(len(own)) if dim not in (*queries, *keys)]
     weights = forward[factors[place]].permute(*aside, *queries, *keys)
     return _Weights(weights, tuple(map(layout.at, aside)), layout.at(queries[0]))
-
-
-def _labels(product: fx.Node, ranks: Sequence[int]) -> list[list[Hashable]] | None:
-    """Names of the dimensions of a product's two factors, and of the product; None where it has none."""
-    bound = bind(product.target, product.args, product.kwargs)  # type: ignore[arg-type]
-    if "equation" in bound:
-        return einsum_labels(bound["equation"], ranks) if len(bound["tensors"]) == 2 else None
-    if min(ranks) < 2:
-        return None
-    aside: list[Hashable] = list(range(-max(ranks), -2))
-    one, other = (aside[len(aside) - rank + 2 :] for rank in ranks)
-    return [[*one, "row", "in"], [*other, "in", "column"], [*aside, "row", "column"]]
 
 
 def _by_head(forward: Forward, region: Region, weights: _Weights, layouts: Dimensions) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,10 +10,11 @@ import torch
 from torch import fx
 
 from jetgraph.errors import InputError
-from jetgraph.jets.registry import bind, nodes_in
-from jetgraph.structure.dimensions import einsum_labels, follow, leaves
+from jetgraph.jets.registry import bind
+from jetgraph.structure.contractions import factors_of, labels_of
+from jetgraph.structure.dimensions import follow, leaves
 from jetgraph.structure.kinds import attention_products
-from jetgraph.structure.operators import PRODUCTS, SOFTMAX, packet_of
+from jetgraph.structure.operators import SOFTMAX, packet_of
 from jetgraph.structure.regions import Branch, Region
 
 aten = torch.ops.aten
@@ -66,34 +67,29 @@ def products_of(region: Region, product: fx.Node, start: fx.Node) -> list[Produc
         roles: tuple[tuple[Role, str], ...] = (("q", "query"), ("k", "key"), ("v", "value"))
         return [Product(product, {role: Operand(bound[name], -2) for role, name in roles})]
     scores = _scores(region, start)
-    pair = list(nodes_in(product.args))[-2:]
+    told = labels_of(product)
     made = _made_from({start}, region)
+    if told is None or factors_of(start) or not scores:
+        return None
+    pair, labels = told
     patterns = [at for at, factor in enumerate(pair) if factor in made]
-    if packet_of(start) in PRODUCTS or len(pair) != 2 or len(patterns) != 1 or not scores:
+    if len(patterns) != 1:
         return None
-    pattern, value = pair[patterns[0]], pair[1 - patterns[0]]
-    summed = _summed(product, pair, patterns[0])
-    if summed is None:
+    at = patterns[0]
+    summed = [label for label in labels[at] if label in labels[1 - at] and label not in labels[2]]
+    if len(summed) != 1:
         return None
-    dim = None if packet_of(product) is aten.einsum else (-2, -1)[patterns[0]]
-    found = [Product(product, {"v": Operand(value, dim)})]
+    found = [Product(product, {"v": _operand(product, pair[1 - at], labels[1 - at], summed[0])})]
     for node in scores:
-        told = _queries_and_keys(region, node, pattern, summed)
-        if told is None:
+        asked = _queries_and_keys(region, node, pair[at], labels[at].index(summed[0]) - len(labels[at]))
+        if asked is None:
             return None
-        found.append(told)
+        found.append(asked)
     return found
 
 
-def _summed(product: fx.Node, pair: list[fx.Node], at: int) -> int | None:
-    """The dimension of one of a product's two factors over which it sums, counted from the end."""
-    if packet_of(product) is not aten.einsum:
-        return (-1, -2)[at]
-    labels = einsum_labels(str(product.args[0]), [len(factor.meta["shape"]) for factor in pair])
-    if labels is None or len(labels) != 3:
-        return None
-    places = [dim - len(labels[at]) for dim, label in enumerate(labels[at]) if label not in labels[2]]
-    return places[0] if len(places) == 1 else None
+def _operand(product: fx.Node, factor: fx.Node, labels: list[Hashable], label: Hashable) -> Operand:
+    return Operand(factor, None if packet_of(product) is aten.einsum else labels.index(label) - len(labels))
 
 
 def _queries_and_keys(region: Region, scores: fx.Node, pattern: fx.Node, summed: int) -> Product | None:
@@ -101,8 +97,8 @@ def _queries_and_keys(region: Region, scores: fx.Node, pattern: fx.Node, summed:
     made = _made_from({scores}, region)
     dimensions = follow(scores, [node for node in region.nodes if node in made and node is not scores])
     layout = dimensions.start if pattern is scores else dimensions.get(pattern)
-    pair = list(nodes_in(scores.args))[-2:]
-    if layout is None or pattern in dimensions.unknown or len(pair) != 2:
+    product = labels_of(scores)
+    if layout is None or pattern in dimensions.unknown or product is None:
         return None
     # What is summed over may hold more than these keys, such as a sink beside them: all others are kept.
     rank = len(layout.dims)
@@ -111,18 +107,17 @@ def _queries_and_keys(region: Region, scores: fx.Node, pattern: fx.Node, summed:
     places = [dim - len(own.dims) for dim in range(len(own.dims)) if own.at(dim) and kept.isdisjoint(own.at(dim))]
     if len(places) != 1:
         return None
-    keys = places[0]
-    if packet_of(scores) is not aten.einsum:
-        if keys < -2:
-            return None
-        return Product(scores, {"q": Operand(pair[-3 - keys], -3 - keys), "k": Operand(pair[keys], keys)}, keys)
-    labels = einsum_labels(str(scores.args[0]), [len(factor.meta["shape"]) for factor in pair])
-    if labels is None or len(labels) != 3:
-        return None
-    owners = [at for at, given in enumerate(labels[:2]) if labels[2][keys] in given]
+    (keys,), (pair, labels) = places, product
+    by_keys = labels[2][keys]
+    owners = [at for at in (0, 1) if by_keys in labels[at]]
     if len(owners) != 1:
         return None
-    return Product(scores, {"q": Operand(pair[1 - owners[0]], None), "k": Operand(pair[owners[0]], None)}, keys)
+    (at,) = owners
+    asked = [label for label in labels[1 - at] if label in labels[2] and label not in labels[at]]
+    if len(asked) != 1:
+        return None
+    queries = _operand(scores, pair[1 - at], labels[1 - at], asked[0])
+    return Product(scores, {"q": queries, "k": _operand(scores, pair[at], labels[at], by_keys)}, keys)
 
 
 def operands(branch: Branch) -> dict[str, Operand]:
@@ -163,7 +158,7 @@ def _scores(region: Region, softmax: fx.Node) -> list[fx.Node]:
     stack, seen = [softmax], {softmax}
     while stack:
         node = stack.pop()
-        if packet_of(node) in PRODUCTS and len(varying.intersection(node.all_input_nodes)) > 1:
+        if len(varying.intersection(factors_of(node))) > 1:
             found[node] = None
             continue
         fresh = [read for read in node.all_input_nodes if read in region.node_set and read not in seen]

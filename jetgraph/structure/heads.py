@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from jetgraph.errors import JetGraphError
 from jetgraph.jets.interpreter import op_in_module
 from jetgraph.jets.registry import bind, nodes_in
+from jetgraph.structure.contractions import labels_of
 from jetgraph.structure.cuts import carry, find_neurons, needed
-from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, einsum_labels, follow, leaves
+from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, Size, follow, leaves
 from jetgraph.structure.kinds import attention_products
 from jetgraph.structure.operators import aten, is_mixing, packet_of
 from jetgraph.structure.parts import Axis
@@ -54,7 +55,7 @@ def find_heads(region: Region) -> Cut | None:
     Raises
     ------
     HeadsError
-        Where one does, but its heads cannot be told apart.
+        Where one does, but its heads cannot be told apart; or several do beside each other, and theirs cannot.
     """
     products = attention_products(region)
     carried = {product: cut for product in reversed(products) if (cut := carry(region, product, ())) is not None}
@@ -62,6 +63,11 @@ def find_heads(region: Region) -> Cut | None:
         at_layer = _beside(region, products)
         if at_layer is not None:
             return at_layer
+        if carried:
+            raise HeadsError(
+                f"its {len(carried)} attention products reach its end beside each other, the last of them "
+                f"{op_in_module(next(iter(carried)))}, and at no place before the end do their heads lie apart"
+            )
     held = (carry(region, product, (), gates=True) for product in reversed(products))
     for cut in (*carried.values(), *filter(None, held)):
         dimensions, heads = _head_factors(cut, products[cut.node])
@@ -77,9 +83,11 @@ def _beside(region: Region, products: dict[fx.Node, fx.Node]) -> Cut | None:
     places = [] if layer is None else [layer]
     met = reversed(list(_meeting(region, products)))
     places += [cut for node in met if (cut := carry(region, node, ())) is not None]
+    # What lies side by side is told there: behind it, the heads of one piece would pass for those of all.
+    cuts = (_side_by_side(region, products, place) for place in places)
+    if (cut := next(filter(None, cuts), None)) is not None:
+        return cut
     for place in places:
-        if (cut := _side_by_side(region, products, place)) is not None:
-            return cut
         for product in reversed(products):
             try:
                 cut = _at_place(region, product, products[product], place)
@@ -91,42 +99,115 @@ def _beside(region: Region, products: dict[fx.Node, fx.Node]) -> Cut | None:
 
 
 def _side_by_side(region: Region, products: dict[fx.Node, fx.Node], place: Cut) -> Cut | None:
-    """The cut at a concatenation of what attention products give, each with heads of its own or as one head, where all
-    heads are equally wide: heads that are a list of modules, or of which some look at windows.
+    """The cut at a concatenation or a stack of what attention products give, each piece with heads of its own or as one
+    head: heads that are a list, or of which some look at windows. Where the pieces are of a sequence, heads are what
+    all of them have.
     """
     node = place.node
-    if packet_of(node) is not aten.cat:
+    if packet_of(node) not in (aten.cat, aten.stack):
         return None
     dim = bind(node.target, node.args, node.kwargs).get("dim", 0)  # type: ignore[arg-type]
     dim = dim % len(node.meta["shape"]) - len(node.meta["shape"])
-    number, widths = 0, set()
-    for piece in nodes_in(node.args[:1]):
-        own = next((product for product in reversed(products) if piece in _made_from(product)), None)
-        cut = None if own is None else carry(region, piece, ())
-        if own is None or cut is None:
-            return None
-        try:
-            apart = _at_place(region, own, products[own], cut)
-            if apart is None and not _has_features(region, own, products[own], piece, dim):
-                return None  # Pieces of a sequence, say.
-        except HeadsError:
-            return None
-        (axis, *rest) = (Axis(dim, 1, inner=piece.meta["shape"][dim]),) if apart is None else apart.axes
-        if rest or axis.dim != dim or axis.outer != 1:
-            return None
-        number += axis.size
-        widths.add(axis.inner)
-    (width, *others) = widths
-    return None if others or not isinstance(width, int) else replace(place, axes=(Axis(dim, number, inner=width),))
+    pieces = [_piece(region, products, piece) for piece in nodes_in(node.args[:1])]
+    own = [product for piece in pieces if piece is not None for product in piece.products]
+    if None in pieces or len(set(own)) < len(own):
+        return None
+    axes = _dealt_side_by_side(place, dim, [piece for piece in pieces if piece is not None])
+    return None if axes is None else replace(place, axes=axes)
 
 
-def _has_features(region: Region, product: fx.Node, start: fx.Node, value: fx.Node, dim: int) -> bool:
-    """A dimension of a value holds the features of what an attention product before it gives."""
+@dataclass(frozen=True)
+class _Piece:
+    """What stands beside others, and is made of attention products that nothing else is made of."""
+
+    node: fx.Node
+    products: tuple[fx.Node, ...]
+    axes: tuple[Axis, ...]
+    features: frozenset[int]
+    """The dimensions, counted from the end, that hold the features of a head."""
+
+
+def _piece(region: Region, products: dict[fx.Node, fx.Node], node: fx.Node) -> _Piece | None:
+    """None where no product is in it, or several that stand side by side in it in turn."""
+    own = [product for product in reversed(products) if node in _made_from(product)]
+    cut = carry(region, node, ()) if own else None
+    inside = [inner for inner in needed(region, {node}) if packet_of(inner) in (aten.cat, aten.stack)]
+    sets = [[_made_of(operand, own) for operand in nodes_in(inner.args[:1])] for inner in inside]
+    if cut is None or any(len(set(each)) > 1 for each in sets if all(each)):
+        return None
+    product, *_ = own
+    try:
+        apart = _at_place(region, product, products[product], cut)
+        features = _features_in(region, product, products[product], node)
+    except HeadsError:
+        return None
+    return _Piece(node, tuple(own), () if apart is None else apart.axes, features)
+
+
+def _made_of(node: fx.Node, products: Sequence[fx.Node]) -> frozenset[fx.Node]:
+    return frozenset(product for product in products if node in _made_from(product))
+
+
+def _features_in(region: Region, product: fx.Node, start: fx.Node, value: fx.Node) -> frozenset[int]:
+    """The dimensions of a value that hold the features of what an attention product before it gives, and no less."""
     made = _made_from(product)
     followed = follow(product, [node for node in needed(region, {value}) if node in made and node is not product])
     layout = followed.get(value)
     features = {factor for place in _roles(product, start)[0] for factor in followed.start.at(place)}
-    return layout is not None and bool(features) and features.issubset(layout.at(dim))
+    if layout is None or not features:
+        return frozenset()
+    rank = len(layout.dims)
+    return frozenset(place - rank for place in range(rank) if features.issubset(layout.at(place)))
+
+
+def _dealt_side_by_side(place: Cut, dim: int, pieces: Sequence[_Piece]) -> tuple[Axis, ...] | None:
+    """Axes along which heads lie, where pieces lie along a dimension."""
+    stacks = packet_of(place.node) is aten.stack
+    if not stacks and all(dim in piece.features for piece in pieces):
+        return _along_features(dim, pieces)
+    (axes, *others) = (piece.axes for piece in pieces)
+    if any(other != axes for other in others):
+        return None
+    if stacks:
+        axes = tuple(axis if axis.dim > dim else replace(axis, dim=axis.dim - 1) for axis in axes)
+    elif any(axis.dim == dim for axis in axes):
+        return None
+    return (*_lie_apart(place, dim, pieces), *axes)
+
+
+def _along_features(dim: int, pieces: Sequence[_Piece]) -> tuple[Axis] | None:
+    """Heads that lie one after the other with their features."""
+    widths: list[int] = []
+    for piece in pieces:
+        (axis, *rest) = piece.axes or (Axis(dim, 1, inner=piece.node.meta["shape"][dim]),)
+        if rest or axis.dim != dim or axis.outer != 1 or not isinstance(axis.inner, int):
+            return None
+        widths += [axis.inner] * axis.size
+    alike = len(set(widths)) == 1
+    return (Axis(dim, len(widths), inner=widths[0]) if alike else Axis(dim, len(widths), widths=tuple(widths)),)
+
+
+def _lie_apart(place: Cut, dim: int, pieces: Sequence[_Piece]) -> tuple[Axis, ...]:
+    """The axis that counts pieces, if they are heads: it ends with their features, or later, where these have ended in
+    each piece. What ends nowhere, or with others, counts positions.
+    """
+    node, number = place.node, len(pieces)
+    rank = len(node.meta["shape"])
+    stacks = packet_of(node) is aten.stack
+    dimensions = follow(node, place.carried)
+    # A view may have split the dimension where one piece begins.
+    counted = next(iter(dimensions.start.at(dim)), None)
+    if counted is None or counted.size != Size(number):
+        return ()
+    held = {at if not stacks or at > dim else at - 1 for piece in pieces for at in piece.features}
+    features = [factor for at in held for factor in dimensions.start.dims[rank + at]]
+    if not features:
+        end = dimensions.get(place.carried[-1] if place.carried else node)
+        assert end is not None
+        left = {root for factor in end.present for root in leaves(factor.roots())}
+        return () if counted in left else (_axis(node, dimensions.start, counted),)
+    met = _met_by_features(place, dimensions, features)
+    return (_axis(node, dimensions.start, counted),) if counted in met else ()
 
 
 def _meeting(region: Region, products: dict[fx.Node, fx.Node]) -> Iterator[fx.Node]:
@@ -263,16 +344,12 @@ def _roles(product: fx.Node, start: fx.Node) -> tuple[list[int], list[int]]:
     """
     if product is start:
         return [-1], [-2]
-    bound = bind(product.target, product.args, product.kwargs)  # type: ignore[arg-type]
-    operands = list(nodes_in(product.args))[-2:]
+    told = labels_of(product)
+    if told is None:
+        raise HeadsError(f"the roles of dimensions in the product {op_in_module(product)} are unclear")
+    operands, (*read, out) = told
     made = _made_from(start)
     pattern = next((place for place, operand in enumerate(operands) if operand in made), 0)
-    if "equation" not in bound:
-        return ([-2], [-1]) if pattern else ([-1], [-2])
-    labels = einsum_labels(bound["equation"], [len(operand.meta["shape"]) for operand in bound["tensors"]])
-    if labels is None or len(labels) != 3:
-        raise HeadsError(f"the roles of dimensions in {bound['equation']!r} are unclear, of {op_in_module(product)}")
-    (*read, out) = labels
     alone = [
         [place for place, label in enumerate(out) if label in read[one] and label not in read[1 - one]]
         for one in (1 - pattern, pattern)

@@ -9,11 +9,11 @@ import torch
 from torch import fx
 
 from jetgraph.jets.registry import values_read
+from jetgraph.structure.contractions import factors_of, written_out
 from jetgraph.structure.operators import (
     CONVOLUTIONS,
     IDENTITY,
     NORMS,
-    PRODUCTS,
     RECURRENT,
     SOFTMAX,
     is_float_tensor,
@@ -31,7 +31,8 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
 
     These are fused attention (which starts at itself), products with what a softmax gives, and in general each product
     of something with an earlier product, both factors of both being activations. So softmax may be written by hand,
-    masked or renormalised, or be a sigmoid or nothing (linear attention, with kᵀ v summed up to each place too).
+    masked or renormalised, or be a sigmoid or nothing (linear attention, with kᵀ v summed up to each place too). A
+    product is one too where it is written out, Σ q[:, :, None] ⊙ k[:, None], with rows and columns by broadcasting.
     """
     activations = {region.entry, *region.nodes, *region.context}
     scores: list[fx.Node] = []
@@ -45,8 +46,8 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
         packet = packet_of(node)
         if packet is aten.scaled_dot_product_attention:
             starts[node] = node
-        elif packet in PRODUCTS:
-            factors = [arg for arg in node.all_input_nodes if arg in activations]
+        elif read := factors_of(node):
+            factors = [arg for arg in dict.fromkeys(read) if arg in activations]
             histories = [above.get(factor, 0) for factor in factors]
             alone = next((one & ~other for one, other in permutations(histories, 2) if one & ~other), 0)
             if alone:
@@ -81,10 +82,12 @@ def _weighted_by(softmax: fx.Node) -> Iterator[fx.Node]:
     stack = [softmax]
     while stack:
         for user in stack.pop().users:
-            if packet_of(user) in PRODUCTS:
+            if factors_of(user):
                 yield user
             elif packet_of(user) in IDENTITY or packet_of(user) is aten.slice:
                 stack.append(user)
+            elif packet_of(user) is aten.mul:
+                yield from (reader for reader in user.users if written_out(reader) is user)
 
 
 def branch_kind(region: Region) -> str:

@@ -33,10 +33,15 @@ class Axis:
     """How many of it the dimension has one after the other; None where that is open."""
     inner: int | None = 1
     """How many neighbours share one of its coordinates; None where that is open."""
+    widths: tuple[int, ...] = ()
+    """How many share each, where these are not alike; there is nothing outside then."""
 
     def numbers(self, u: Tensor) -> Tensor:
         """Its coordinate at every index of u's dimension, to be broadcast over u."""
         length = u.shape[self.dim]
+        if self.widths:
+            each = torch.tensor(self.widths, device=u.device)
+            return torch.arange(self.size, device=u.device).repeat_interleave(each).reshape(-1, *[1] * (-self.dim - 1))
         inner = self.inner or length // (self.size * (self.outer or 1))
         numbers = torch.arange(length, device=u.device) // inner % self.size
         return numbers.reshape(-1, *[1] * (-self.dim - 1))

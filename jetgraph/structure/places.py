@@ -57,10 +57,10 @@ def reads_elsewhere(flow: Dataflow, region: Region, skip: fx.Node) -> bool:
 # Pools
 
 
-_SUMS = {aten.mean, aten.sum}
+_SUMS = {aten.mean, aten.sum, aten.var, aten.std}
 _EXTREMES = {
     aten.amax, aten.amin, aten.max, aten.min, aten.prod, aten.logsumexp, aten.kthvalue, aten.median, aten.nanmedian,
-    aten.mode, aten.quantile, aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax,
+    aten.mode, aten.quantile, aten.nanquantile, aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax,
 }  # fmt: skip
 """Those that are pools where they are spread again; the largest value that is taken away ahead of exp is none."""
 

@@ -267,6 +267,7 @@ poly("scatter.value", X, 1, ints([0, 2], [1, 0]), 0.5)
 poly("slice_scatter.default", X, V((2, 2)), 1, 0, 2)
 poly("select_scatter.default", X, V((3,)), 0, 1)
 poly("diagonal_scatter.default", X, V((2,)))
+poly("as_strided_scatter.default", X, V((2, 2)), [2, 2], [3, 1], 1)
 poly("index_add.default", X, 1, ints(0, 0), V((2, 2)), alpha=2)
 poly("index_copy.default", X, 1, ints(2, 0), V((2, 2)))
 poly("index_fill.int_Scalar", X, 1, ints(2), 0.5)
@@ -430,6 +431,156 @@ by_definition("linalg_qr.default", _qr, V((2, 3), 0.5, 2.0))
 by_definition("linalg_qr.default", lambda a, mode: [np.zeros(0), _qr(a)[1]], SQUARE, mode="r")
 for _name in ("linalg_matrix_exp", "matrix_exp"):
     by_definition(f"{_name}.default", _matrix_exp, SQUARE)
+
+
+def _roots_of_gram(a: np.ndarray) -> np.ndarray:
+    """Singular values of two columns, the largest first."""
+    gram = a.T @ a if a.shape[1] == 2 else a @ a.T
+    half, rest = (gram[0, 0] + gram[1, 1]) / 2, (gram[0, 0] - gram[1, 1]) / 2
+    root = mp.sqrt(rest**2 + gram[0, 1] ** 2)
+    return d.sqrt(np.array([half + root, half - root], dtype=object))
+
+
+def _svd(a: np.ndarray, full_matrices: bool = True) -> list[np.ndarray]:
+    """Of two positive columns; a column of V begins with a negative and a positive number, or as LAPACK has it."""
+    values = _roots_of_gram(a)
+    gram = a.T @ a
+    columns = [np.array([gram[0, 1], value**2 - gram[0, 0]], dtype=object) for value in values]
+    signs = np.sign(torch.linalg.svd(torch.tensor(a.astype(float)), full_matrices=False)[2].numpy()[:, 0])
+    v = np.stack(
+        [column / mp.sqrt(column @ column) * int(sign) for column, sign in zip(columns, signs, strict=True)], 1
+    )
+    return [a @ v / values, values, v.T]
+
+
+def _lu(a: np.ndarray, pivot: bool = True) -> list[np.ndarray]:
+    """Of two columns or two rows; of the rows that are left the one with the largest entry is ahead."""
+    order = sorted(range(len(a)), key=lambda row: -abs(a[row, 0]))[:1]
+    rest = [row for row in range(len(a)) if row not in order]
+    left = {row: a[row, 1] - a[row, 0] / a[order[0], 0] * a[order[0], 1] for row in rest}
+    order += sorted(rest, key=lambda row: -abs(left[row]))
+    moved = a[order]
+    size = min(a.shape)
+    lower, upper = np.eye(len(a), size, dtype=int).astype(object), np.zeros((size, a.shape[1]), dtype=object)
+    upper[0] = moved[0]
+    lower[1:, 0] = moved[1:, 0] / moved[0, 0]
+    rest = moved[1:, 1:] - np.outer(lower[1:, 0], moved[0, 1:])
+    upper[1, 1:] = rest[0]
+    lower[2:, 1] = rest[1:, 0] / rest[0, 0]
+    return [np.eye(len(a), dtype=int)[order].T, lower, upper]
+
+
+def _compact(a: np.ndarray) -> np.ndarray:
+    _, lower, upper = _lu(a)
+    return lower + upper - np.eye(2, dtype=int)
+
+
+TALL = V((3, 2), 0.5, 2.0)
+by_definition("linalg_svd.default", _svd, SQUARE)
+by_definition("linalg_svd.default", _svd, TALL, False)
+by_definition("linalg_svdvals.default", _roots_of_gram, V((2, 3), 0.5, 2.0))
+by_definition("linalg_matrix_norm.str_ord", lambda a, ord: np.sum(_roots_of_gram(a)), TALL, "nuc")
+by_definition("linalg_matrix_norm.default", lambda a, ord: _roots_of_gram(a)[1], SQUARE, -2)
+by_definition("linalg_pinv.default", lambda a, *_: _inverse(a.T @ a) @ a.T, TALL, 1e-9)
+by_definition("pinverse.default", lambda a: a.T @ _inverse(a @ a.T), V((2, 3), 0.5, 2.0))
+for _overload in ("atol_rtol_tensor", "atol_rtol_float"):
+    by_definition(f"linalg_pinv.{_overload}", lambda a: _inverse(a.T @ a) @ a.T, TALL)
+by_definition("linalg_pinv.rcond_tensor", lambda a, *_: _inverse(a), SQUARE, torch.tensor(1e-9))
+for _argument in (SQUARE, TALL, V((2, 3), 0.5, 2.0)):
+    by_definition("linalg_lu.default", _lu, _argument)
+PIVOTS = torch.tensor([2, 2], dtype=torch.int32)
+for _name in ("linalg_lu_factor", "linalg_lu_factor_ex"):
+    by_definition(f"{_name}.default", _compact, SQUARE)
+by_definition(
+    "lu_unpack.default",
+    lambda data, _: [np.eye(2, dtype=int)[::-1], np.tril(data, -1) + np.eye(2, dtype=int), np.triu(data)],
+    SQUARE,
+    PIVOTS,
+)
+
+
+def _from_compact(data: np.ndarray) -> np.ndarray:
+    return ((np.tril(data, -1) + np.eye(2, dtype=int)) @ np.triu(data))[::-1]
+
+
+by_definition("linalg_lu_solve.default", lambda data, _, b: _inverse(_from_compact(data)) @ b, SQUARE, PIVOTS, BESIDE)
+by_definition(
+    "linalg_lu_solve.default",
+    lambda data, _, b, left: b @ _inverse(_from_compact(data)),
+    SQUARE,
+    PIVOTS,
+    V((3, 2)),
+    left=False,
+)
+
+
+def _reflections(a: np.ndarray, tau: np.ndarray) -> np.ndarray:
+    made = np.eye(3, dtype=int)
+    for place in range(len(tau)):
+        v = np.array([0] * place + [1, *a[place + 1 :, place]], dtype=object)
+        made = made @ (np.eye(3, dtype=int) - tau[place] * np.outer(v, v))
+    return made[:, :2]
+
+
+by_definition("linalg_householder_product.default", _reflections, TALL, V((2,)))
+
+# Special functions
+
+ODD_AND_EVEN = V((2, 3), -3.0, 3.0)
+for _name, _definition in (
+    ("special_bessel_j0", lambda v: mp.besselj(0, v)),
+    ("special_bessel_j1", lambda v: mp.besselj(1, v)),
+    ("i0", lambda v: mp.besseli(0, v)),
+    ("special_i1", lambda v: mp.besseli(1, v)),
+    ("special_modified_bessel_i0", lambda v: mp.besseli(0, v)),
+    ("special_modified_bessel_i1", lambda v: mp.besseli(1, v)),
+    ("special_spherical_bessel_j0", mp.sinc),
+    ("special_i0e", lambda v: mp.besseli(0, v) * mp.exp(-abs(v))),
+    ("special_i1e", lambda v: mp.besseli(1, v) * mp.exp(-abs(v))),
+    ("special_erfcx", lambda v: mp.exp(v * v) * mp.erfc(v)),
+    ("special_log_ndtr", lambda v: mp.log(mp.erfc(-v / mp.sqrt(2)) / 2)),
+):
+    by_definition(f"{_name}.default", d.each(_definition), ODD_AND_EVEN)
+for _name, _definition in (
+    ("special_bessel_y0", lambda v: mp.bessely(0, v)),
+    ("special_bessel_y1", lambda v: mp.bessely(1, v)),
+    ("special_modified_bessel_k0", lambda v: mp.besselk(0, v)),
+    ("special_modified_bessel_k1", lambda v: mp.besselk(1, v)),
+    ("special_scaled_modified_bessel_k0", lambda v: mp.besselk(0, v) * mp.exp(v)),
+    ("special_scaled_modified_bessel_k1", lambda v: mp.besselk(1, v) * mp.exp(v)),
+):
+    by_definition(f"{_name}.default", d.each(_definition), V((1,), 0.5, 3.0))
+by_definition("special_ndtri.default", d.each(lambda v: mp.sqrt(2) * mp.erfinv(2 * v - 1)), V((2, 3), 0.1, 0.9))
+_ORDER = torch.tensor([1.5, 2.0, 3.25], dtype=torch.float64)
+for _name, _definition in (
+    ("special_zeta", mp.zeta),
+    ("special_gammainc", lambda a, v: mp.gammainc(a, 0, v, regularized=True)),
+    ("igamma", lambda a, v: mp.gammainc(a, 0, v, regularized=True)),
+    ("special_gammaincc", lambda a, v: mp.gammainc(a, v, regularized=True)),
+    ("igammac", lambda a, v: mp.gammainc(a, v, regularized=True)),
+):
+    by_definition(f"{_name}.default", np.frompyfunc(_definition, 2, 1), _ORDER, P)
+by_definition("special_zeta.self_scalar", lambda s, x: d.each(lambda v: mp.zeta(s, v))(x), 2.5, P)
+by_definition("polygamma.default", lambda n, x: d.each(lambda v: mp.polygamma(n, v))(x), 2, P)
+_HALF = mp.mpf(1) / 2
+for _name, _definition in (
+    ("hermite_polynomial_h", mp.hermite),
+    ("hermite_polynomial_he", lambda n, v: mp.mpf(2) ** (-mp.mpf(n) / 2) * mp.hermite(n, v / mp.sqrt(2))),
+    ("laguerre_polynomial_l", lambda n, v: mp.laguerre(n, 0, v)),
+    ("legendre_polynomial_p", mp.legendre),
+    ("chebyshev_polynomial_t", mp.chebyt),
+    ("chebyshev_polynomial_u", mp.chebyu),
+    ("chebyshev_polynomial_v", lambda n, v: mp.chebyu(n, v) - (mp.chebyu(n - 1, v) if n else 0)),
+    ("chebyshev_polynomial_w", lambda n, v: mp.chebyu(n, v) + (mp.chebyu(n - 1, v) if n else 0)),
+):
+    for _op_name, _at in ((f"special_{_name}", lambda v: v), (f"special_shifted_{_name}", lambda v: 2 * v - 1)):
+        if not hasattr(torch.ops.aten, _op_name):
+            continue
+        _of = functools.partial(
+            lambda f, at, x, n: np.frompyfunc(lambda v, n: f(int(n), at(v)), 2, 1)(x, n), _definition, _at
+        )
+        by_definition(f"{_op_name}.n_scalar", _of, U, 7)
+        by_definition(f"{_op_name}.default", _of, U, torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64))
 
 # Elementwise
 
@@ -706,6 +857,8 @@ poly("nanmedian.default", V((3, 5)))
 poly("kthvalue.default", V((3, 5)), 2, 1)
 poly("quantile.scalar", V((3, 5)), 0.3, 1)
 poly("quantile.scalar", V((3, 5)), 0.3, keepdim=True, interpolation="midpoint")
+poly("nanquantile.scalar", V((3, 5)), 0.3, 1)
+poly("nanquantile.default", V((3, 5)), torch.tensor([0.25, 0.75], dtype=torch.float64), 0, True)
 poly("quantile.default", V((3, 5)), torch.tensor([0.25, 0.75], dtype=torch.float64), 0, True, interpolation="higher")
 poly("topk.default", V((3, 5)), 2)
 poly("topk.default", V((3, 5)), 2, 0, False)

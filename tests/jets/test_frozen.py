@@ -186,6 +186,7 @@ def _halves(h: Tensor, *functions: Callable[[Tensor], Tensor]) -> Tensor:
         (lambda x: torch.log_softmax(x, -1), torch.ones_like),
         (lambda x: torch.view_as_real(torch.polar(x, x.sin())).sum(-1), lambda h: h.sin().cos() + h.sin().sin()),
         (lambda x: torch.complex(x, 2 * x).abs(), lambda h: h.sign() * math.sqrt(5)),
+        (lambda x: x * x.var(), lambda h: h.var().expand_as(h)),
         (lambda x: x / torch.linalg.vector_norm(x), lambda h: (1 / torch.linalg.vector_norm(h)).expand_as(h)),
     ],
 )

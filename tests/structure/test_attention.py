@@ -31,6 +31,9 @@ class Attention(nn.Module):
         if self.way == "one for both":
             return self.o(F.scaled_dot_product_attention(q, q, v))
         scores = q @ k.mT
+        if self.way == "written out":
+            pattern = (q[:, :, None] * k[:, None]).sum(-1).softmax(-1)
+            return self.o((pattern[..., None] * v[:, None]).sum(2))
         if self.way == "none":
             return self.o(scores @ v)
         if self.way == "einsum":
@@ -48,7 +51,7 @@ class Attention(nn.Module):
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(map(Attention, ("plain", *REFUSED)))
+        self.layers = nn.ModuleList(map(Attention, ("plain", "written out", *REFUSED)))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -58,7 +61,9 @@ class Model(nn.Module):
 
 def test_queries_keys_and_values_are_told_or_refused() -> None:
     branches = [*jg.trace(Model().eval(), torch.randn(2, 3, 4)).branches.values()]
-    assert {name: operand.dim for name, operand in operands(branches[0]).items()} == {"q": -2, "k": -1, "v": -2}
-    for branch, (way, says) in zip(branches[1:], REFUSED.items(), strict=True):
+    plain, written, *others = branches
+    assert {name: operand.dim for name, operand in operands(plain).items()} == {"q": -2, "k": -1, "v": -2}
+    assert {name: operand.dim for name, operand in operands(written).items()} == {"q": -3, "k": -2, "v": -2}
+    for branch, (way, says) in zip(others, REFUSED.items(), strict=True):
         with pytest.raises(jg.InputError, match=says):
             raise AssertionError(way, operands(branch))

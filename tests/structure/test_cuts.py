@@ -426,10 +426,47 @@ def listed(s, x):
     return s.out(torch.cat([scaled(*head) @ value for *head, value in zip(q, k, v, strict=True)], -1))
 
 
-def blocks_of_positions(s, x):
+def stacked(s, x):
+    """Heads that are selected one by one, and put into a dimension of their own."""
+    q, k, v = (f(x).unflatten(-1, (2, 4)) for f in (s.q, s.k, s.v))
+    heads = [scaled(q[:, :, at], k[:, :, at]) @ v[:, :, at] for at in range(2)]
+    return s.out(torch.stack(heads).permute(1, 2, 0, 3).reshape(x.shape))
+
+
+def stacked_pairs(s, x):
+    """Two lists of two heads each."""
+    q, k, v = (f(x).unflatten(-1, (2, 2, 2)).permute(2, 0, 3, 1, 4).unbind(0) for f in (s.q, s.k, s.v))
+    pairs = [scaled(*pair) @ value for *pair, value in zip(q, k, v, strict=True)]
+    return torch.einsum("bpqhd,mphd->bqm", torch.stack(pairs, 1).transpose(2, 3), s.out.weight.view(8, 2, 2, 2))
+
+
+def written_out(s, x):
+    """Both products by broadcasting, heads beside the features."""
+    q, k, v = (f(x).unflatten(-1, (2, 4)) for f in (s.q, s.k, s.v))
+    pattern = ((q[:, :, None] * k[:, None]).sum(-1) / 2).softmax(2)
+    return s.out((pattern[..., None] * v[:, None]).sum(2).flatten(2))
+
+
+def of_two_widths(s, x):
+    """A head of two features beside one of six."""
+    heads = zip(*(f(x).split([2, 6], -1) for f in (s.q, s.k, s.v)), strict=True)
+    return s.out(torch.cat([scaled(*pair) @ value for *pair, value in heads], -1))
+
+
+def blocks_of_positions(s, x, heads=1, join=torch.cat):
     """What is put side by side are positions, and no heads."""
-    halves = zip(*(f(x).chunk(2, 1) for f in (s.q, s.k, s.v)), strict=True)
-    return s.out(torch.cat([scaled(q, k) @ v for q, k, v in halves], 1))
+    halves = zip(
+        *(f(x).unflatten(-1, (heads, -1)).transpose(1, 2).chunk(2, 2) for f in (s.q, s.k, s.v)),
+        strict=True,
+    )
+    y = join([scaled(q, k) @ v for q, k, v in halves], 2)
+    return s.out(y.reshape(*y.shape[:2], 6, -1).transpose(1, 2).flatten(2))
+
+
+def added_up(s, x):
+    """The mean of two heads."""
+    one, other = (scaled(f(x), s.k(x)) @ s.v(x) for f in (s.q, s.v))
+    return s.out((one + other) / 2)
 
 
 def two_kinds(s, x):
@@ -476,6 +513,9 @@ LAYOUTS = {
     "near and far": (near_and_far, 2, 8),
     "normed in groups": (normed_in_groups, 4, 8),
     "listed": (listed, 2, 8),
+    "stacked": (stacked, 2, 8),
+    "stacked pairs": (stacked_pairs, 4, 8),
+    "written out": (written_out, 2, 8),
     "two kinds": (two_kinds, 4, 8),
     "retention": (retention, 2, 8),
     "summed up": (summed_up, 2, 8),
@@ -514,7 +554,8 @@ def test_heads_are_found_wherever_they_are(kind):
             for head, alias in enumerate(found):
                 alone = copy.deepcopy(block)
                 alone.out.weight[:, [column for column in range(8) if column not in columns[head]]] = 0
-                expected = alone(point) - point - alone.out.bias
+                expected = alone(point) - point
+                expected = expected if name == "stacked pairs" else expected - alone.out.bias
                 assert expected.abs().max() > 0.01
                 assert_close(forward.component(alias), expected)
 
@@ -530,9 +571,33 @@ def test_what_stands_beside_a_constant_is_left_whole():
     assert [*graph.split("heads").branches] == ["L0.attn.head0", "L1.attn"]
 
 
-def test_pieces_of_a_sequence_are_no_heads():
-    graph = jg.trace(Layout(blocks_of_positions).eval(), torch.randn(2, 6, 8)).split("heads")
-    assert [alias for alias in graph.branches if ".head" in alias] == ["L0.attn.head0"]
+def test_attention_in_pieces():
+    """Heads of two widths are told; pieces of a sequence are no heads, and have all the same; what is only added up is
+    left whole, which is said.
+    """
+    torch.manual_seed(0)
+    ways = (
+        of_two_widths,
+        blocks_of_positions,
+        lambda s, x: blocks_of_positions(s, x, 2, torch.stack),
+        added_up,
+    )
+    model, x = nn.Sequential(*map(Layout, ways)).eval(), torch.randn(2, 6, 8)
+    split = jg.trace(model, x, dynamic=False).split("heads")
+    numbers = [0, 0, 1, 2, 2, 3]
+    heads = ["head0", "head1", "head0", "head0", "head1"]
+    names = [f"L{number}.attn.{head}" for number, head in zip(numbers, heads, strict=False)]
+    assert [*split.branches] == [*names, "L3.attn"]
+    assert "2 attention products reach its end beside each other" in split.branches["L3.attn"].undivided
+    forward = split.run(x)
+    for alias, number, columns in zip(
+        names, numbers, ([0, 1], [*range(2, 8)], [*range(8)], [*range(4)], [*range(4, 8)]), strict=False
+    ):
+        alone = copy.deepcopy(model[number])
+        with torch.no_grad():
+            alone.out.weight[:, [column for column in range(8) if column not in columns]] = 0
+            point = forward.point(number)
+            assert_close(forward.component(alias), alone(point) - point - alone.out.bias)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])

@@ -39,6 +39,7 @@ MIXING: list[Callable[[Tensor], Tensor]] = [
     lambda x: (x.mean(1, keepdim=True) - x).tanh(),
     lambda x: x.amax(1, keepdim=True).expand_as(x).tanh(),
     lambda x: (x.quantile(0.3, 1, keepdim=True) - x).tanh(),
+    lambda x: x * x.var(1, keepdim=True),
     lambda x: x.softmax(1),
     lambda x: (x.unsqueeze(2) - x.unsqueeze(1)).tanh().sum(2),
 ]

@@ -7,11 +7,13 @@ from jetgraph.jets.rules import (
     composite,
     constant,
     elementwise,
+    factors,
     linear,
     matrices,
     norms,
     piecewise,
     recurrent,
+    special,
 )
 
 __all__ = [
@@ -21,9 +23,11 @@ __all__ = [
     "composite",
     "constant",
     "elementwise",
+    "factors",
     "linear",
     "matrices",
     "norms",
     "piecewise",
     "recurrent",
+    "special",
 ]

@@ -117,7 +117,8 @@ def _moments(op: Any, root: bool, with_mean: bool, by_correction: bool) -> None:
     elif root:
         register_rule(op, free, gate="norm", line=partial(rule, flat=True), through_zero=True)
     else:
-        register_rule(op, free, held=with_own_centre(op, halved), through_zero=True)
+        # A factor as a deviation is, where something is multiplied with it.
+        register_rule(op, free, gate="norm", line=with_own_centre(op, halved), through_zero=True)
 
 
 _moments(aten.var.correction, root=False, with_mean=False, by_correction=True)

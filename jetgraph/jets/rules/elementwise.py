@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from jetgraph.jets.arithmetic import cast, promoted, row_at, widened, working_dt
 from jetgraph.jets.domain import above_one, deferred, demand, has_passed, inside_one, nonzero, positive, shown
 from jetgraph.jets.elementary import Rows
 from jetgraph.jets.frozen import is_marked
-from jetgraph.jets.recording import may_follow
+from jetgraph.jets.recording import is_followed, may_follow
 from jetgraph.jets.registry import Gate, register_rule
 from jetgraph.jets.series import Series
 
@@ -54,6 +55,17 @@ def run(
     else:
         result = recurrence(rows, first, *args, **kwargs)
     return Series.of_rows([y0, *result[1:]], order, y0)
+
+
+def with_derivatives(op: Callable[..., Tensor], recurrence: Recurrence, x: Tensor, *args: Any) -> Tensor:
+    """The op's value, with the derivatives that the value of the recurrence has."""
+    value = op(x, *args)
+    if not is_followed(x):
+        return value
+    wide = x.to(working_dtype(x.dtype))
+    own = recurrence([wide], value.detach().to(wide.dtype), *args)[0]
+    assert own is not None
+    return value.detach() + (own - own.detach()).to(value.dtype)
 
 
 def _saturated(x: Rows, recurrence: Callable[[Rows], Rows]) -> Rows:
@@ -102,11 +114,13 @@ def elementwise(
     slope: Callable[..., Tensor] | None = None,
     holomorphic: bool = False,
     shows: bool = True,
+    derived: bool = True,
 ) -> None:
     """Register y = f(x). `domain` is needed at every order, `smooth` from order 1 on, and what lies outside `shows`
     (see `demand`); `factor` is g where f is x g;
     `slope(v, x)` is f′(x) v by one kernel, which in bfloat16 works in float32 and rounds once; `holomorphic`: the
-    recurrence holds for complex values too."""
+    recurrence holds for complex values too; not `derived`: PyTorch has no derivative of the op, so that of its value is
+    the recurrence's."""
 
     def rule(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
         centre = x.coefficient(0)
@@ -124,7 +138,8 @@ def elementwise(
         if slope is not None and order == 1 and x.varies and x.dtype == torch.bfloat16 and not may_follow():
             value = op(centre, *args, **kwargs)
             return Series.of_rows([value, slope(x.coefficient(1), centre, *args, **kwargs)], order, value)
-        return run(order, x, lambda value: op(value, *args, **kwargs), recurrence, *args, **kwargs)
+        value = partial(op, **kwargs) if derived else partial(with_derivatives, op, recurrence)
+        return run(order, x, lambda centre: value(centre, *args), recurrence, *args, **kwargs)
 
     def held(order: int, x: Series, *args: Any, **kwargs: Any) -> Series:
         assert factor is not None
@@ -328,7 +343,7 @@ elementwise(
 )
 
 
-def _polygamma(first: int, x: Rows, y0: Tensor) -> Rows:
+def polygamma(first: int, x: Rows, y0: Tensor) -> Rows:
     """Taylor coefficients of the polygamma function of order `first`; -1 is lgamma.
 
     ψ^(m)(x) = (-1)^(m+1) m! ζ(m+1, x), for m ≥ 1: torch.polygamma(1, x) itself is only good to 1e-10.
@@ -346,8 +361,8 @@ def _polygamma(first: int, x: Rows, y0: Tensor) -> Rows:
 
 
 # Below 0 they have values, and the coefficients here are others.
-elementwise(aten.lgamma.default, lambda x, y0: _polygamma(-1, x, y0), domain=POSITIVE, shows=False)
-elementwise(aten.digamma.default, lambda x, y0: _polygamma(0, x, y0), domain=POSITIVE, shows=False)
+elementwise(aten.lgamma.default, lambda x, y0: polygamma(-1, x, y0), domain=POSITIVE, shows=False)
+elementwise(aten.digamma.default, lambda x, y0: polygamma(0, x, y0), domain=POSITIVE, shows=False)
 
 
 # Powers

@@ -115,9 +115,12 @@ def folded(op: Any, spatial: int) -> None:
     register_rule(op, rule, kind="linear")
 
 
-def jointly(op: Any, affine: str, *, when: Condition | None = None) -> None:
-    """A linear op of several arguments, coefficient by coefficient; a constant among them counts at order 0 only."""
+def jointly(op: Any, affine: str, *, when: Condition | None = None, plain: Callable[..., Tensor] | None = None) -> None:
+    """A linear op of several arguments, coefficient by coefficient; a constant among them counts at order 0 only. Where
+    it is given, `plain` is called in the op's place.
+    """
     names = affine.split()
+    call = op if plain is None else plain
 
     def rule(order: int, *args: Any, **kwargs: Any) -> Any:
         bound = bind(op, args, kwargs)
@@ -127,7 +130,7 @@ def jointly(op: Any, affine: str, *, when: Condition | None = None) -> None:
         rows: list[Tensor | None] = [None] * start
         for j in range(start, stop):
             chosen = {name: _coefficient(bound[name], j) for name in names if name in bound}
-            rows.append(op(**bound | chosen))
+            rows.append(call(**bound | chosen))
         return Series.of_rows(rows, order)
 
     register_rule(op, rule, kind="linear", affine=affine, when=when)
@@ -245,6 +248,14 @@ for _op, _affine in (
     (aten.lerp.Scalar, "self end"),
 ):
     jointly(_op, _affine)
+
+
+def _strided_scatter(*, self: Tensor, **given: Any) -> Tensor:
+    """Each coefficient in memory of its own, for places in it are counted from where that begins."""
+    return aten.as_strided_scatter.default(self.clone(memory_format=torch.contiguous_format), **given)
+
+
+jointly(aten.as_strided_scatter.default, "self src", plain=_strided_scatter)
 
 
 # Shapes

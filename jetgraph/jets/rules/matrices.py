@@ -49,7 +49,7 @@ def _solved(
 # Equations
 
 
-def _solve_triangular(
+def solve_triangular(
     order: int, a: Any, b: Any, *, upper: bool, left: bool = True, unitriangular: bool = False
 ) -> Series:
     """A X = B, or X A = B, of which half of A is read."""
@@ -81,7 +81,7 @@ def _solve_ex(order: int, a: Any, b: Any, *, left: bool = True, check_errors: bo
 
 
 for _op, _rule in (
-    (aten.linalg_solve_triangular.default, _solve_triangular),
+    (aten.linalg_solve_triangular.default, solve_triangular),
     (aten.linalg_solve.default, _solve),
     (aten.linalg_solve_ex.default, _solve_ex),
 ):
@@ -157,7 +157,7 @@ for _op in (aten.linalg_slogdet.default, aten.slogdet.default):
 # Factors
 
 
-def _product(one: Sequence[Tensor | None], other: Sequence[Tensor | None], j: int, turned: str = "") -> Tensor | None:
+def product_of(one: Sequence[Tensor | None], other: Sequence[Tensor | None], j: int, turned: str = "") -> Tensor | None:
     """Σ_{0<i<j} X_i Y_(j−i), of which one may be turned over, `left` or `right`."""
     total: Tensor | None = None
     for i in range(1, j):
@@ -168,13 +168,13 @@ def _product(one: Sequence[Tensor | None], other: Sequence[Tensor | None], j: in
     return total
 
 
-def _less(value: Tensor | None, other: Tensor | None, like: Tensor) -> Tensor:
+def less(value: Tensor | None, other: Tensor | None, like: Tensor) -> Tensor:
     """The difference of two rows, of which each may be zero."""
     value = torch.zeros_like(like) if value is None else value
     return value if other is None else value - other
 
 
-def _from_half(matrix: Tensor, upper: bool) -> Tensor:
+def from_half(matrix: Tensor, upper: bool) -> Tensor:
     """The symmetric matrix of which one half is read."""
     half = matrix.triu(1) if upper else matrix.tril(-1)
     return half + half.mH + matrix.diagonal(0, -2, -1).real.diag_embed()
@@ -186,12 +186,12 @@ def _cholesky(order: int, a: Series, upper: bool = False) -> Series:
     rows: list[Tensor | None] = [first.mH if upper else first]
     for j, read in enumerate(a.rows()[1:], 1):
         if read is not None:
-            read = _from_half(read, upper)
-        beside = _product(rows, rows, j, "right")
+            read = from_half(read, upper)
+        beside = product_of(rows, rows, j, "right")
         if read is None and beside is None:
             rows.append(None)
             continue
-        rest = _less(read, beside, first)
+        rest = less(read, beside, first)
         solve = partial(torch.linalg.solve_triangular, rows[0], upper=False)
         inner = solve(solve(rest).mH).mH.tril()
         rows.append(rows[0] @ (inner - inner.diagonal(0, -2, -1).diag_embed() / 2))
@@ -203,14 +203,15 @@ def _cholesky_ex(order: int, a: Series, *, upper: bool = False, check_errors: bo
     return _cholesky(order, a, upper), info
 
 
-def _turned(value: Any) -> Any:
+def turned(value: Any) -> Any:
+    """X*, of a series too."""
     return value.like(value.coefficients.mH) if isinstance(value, Series) else value.mH
 
 
 def _cholesky_solve(order: int, b: Any, factor: Any, upper: bool = False) -> Series:
     """L L* X = B"""
-    lower = _turned(factor) if upper else factor
-    return _solve_triangular(order, _turned(lower), _solve_triangular(order, lower, b, upper=False), upper=True)
+    lower = turned(factor) if upper else factor
+    return solve_triangular(order, turned(lower), solve_triangular(order, lower, b, upper=False), upper=True)
 
 
 def _cholesky_inverse(order: int, factor: Series, upper: bool = False) -> Series:
@@ -223,7 +224,7 @@ def _qr(order: int, a: Series, mode: str = "reduced") -> tuple[Any, Series]:
     tall, wide = a.shape[-2:]
     if mode == "complete" and tall > wide:
         raise MissingRuleError(
-            "linalg_qr has no Taylor rule with mode='complete' for more rows than columns, where Q is not one function "
+            "there is no Taylor rule with mode='complete' for more rows than columns, where Q is not one function "
             "of the matrix: use mode='reduced'"
         )
     square = a.like(a.coefficients[..., : min(tall, wide)])
@@ -233,16 +234,16 @@ def _qr(order: int, a: Series, mode: str = "reduced") -> tuple[Any, Series]:
     r: list[Tensor | None] = [upper]
     over = partial(torch.linalg.solve_triangular, upper, upper=True, left=False)
     for j, read in enumerate(square.rows()[1:], 1):
-        rest, beside = _less(read, _product(q, r, j), first), _product(q, q, j, "left")
+        rest, beside = less(read, product_of(q, r, j), first), product_of(q, q, j, "left")
         along = first.mH @ over(rest)
-        norm = _less(None, beside, upper)
+        norm = less(None, beside, upper)
         turn = along.tril(-1)
         turn = turn + (norm.triu(1) - turn.mH) + norm.diagonal(0, -2, -1).diag_embed() / 2
         r.append((along - turn).triu() @ upper)
         q.append(over(rest - first @ r[-1]))
     orthogonal, triangle = Series.of_rows(q, order, first), Series.of_rows(r, order, upper)
     if wide > tall:
-        triangle = find_rule(aten.matmul.default).rule(order, _turned(orthogonal), a)  # type: ignore[union-attr]
+        triangle = find_rule(aten.matmul.default).rule(order, turned(orthogonal), a)  # type: ignore[union-attr]
     return (first.new_empty(0) if mode == "r" else orthogonal), triangle
 
 
@@ -251,17 +252,17 @@ def _eigh(order: int, a: Series, UPLO: str = "L") -> tuple[Series, Series]:
     values, vectors = torch.linalg.eigh(a.coefficient(0), UPLO)
     gaps = values.unsqueeze(-2) - values.unsqueeze(-1)
     demand(gaps + torch.eye(gaps.shape[-1]).to(gaps), nonzero, "the eigenvalues of a matrix must differ")
-    rows = [None if row is None else _from_half(row, UPLO == "U") for row in a.rows()]
+    rows = [None if row is None else from_half(row, UPLO == "U") for row in a.rows()]
     v: list[Tensor | None] = [vectors]
     roots: list[Tensor | None] = [values]
     for j in range(1, order + 1):
         rest = None if rows[j] is None else rows[j] @ vectors
-        rest = _less(rest, None, vectors) + _less(_product(rows, v, j), None, vectors)
+        rest = less(rest, None, vectors) + less(product_of(rows, v, j), None, vectors)
         scaled = [None if root is None else root.to(vectors.dtype).diag_embed() for root in roots]
-        inner = vectors.mH @ _less(rest, _product(v, scaled, j), vectors)
+        inner = vectors.mH @ less(rest, product_of(v, scaled, j), vectors)
         roots.append(inner.diagonal(0, -2, -1).real)
         turn = inner / (gaps + torch.eye(gaps.shape[-1]).to(gaps))
-        norm = _less(None, _product(v, v, j, "left"), vectors).diagonal(0, -2, -1) / 2
+        norm = less(None, product_of(v, v, j, "left"), vectors).diagonal(0, -2, -1) / 2
         v.append(vectors @ (turn - turn.diagonal(0, -2, -1).diag_embed() + norm.diag_embed()))
     return Series.of_rows(roots, order, values), Series.of_rows(v, order, vectors)
 

@@ -463,8 +463,10 @@ for _op in (aten.max.default, aten.min.default, aten.median.default, aten.nanmed
     _extreme_of_all(_op)
 
 
-def _quantile(op: Any) -> None:
-    """Between two neighbours of the entries, in the order that they have at the centre."""
+def _quantile(op: Any, *, skips: bool = False) -> None:
+    """Between two neighbours of the entries, in the order that they have at the centre; where an op `skips` what is no
+    number there, of the others.
+    """
 
     def rule(
         order: int, x: Series, q: Any, dim: int | None = None, keepdim: bool = False, *, interpolation: str = "linear"
@@ -473,23 +475,27 @@ def _quantile(op: Any) -> None:
         stack = x.coefficients.flatten(1) if dim is None else x.coefficients.movedim(place, -1)
         first = x.coefficient(0).flatten() if dim is None else x.coefficient(0).movedim(place, -1)
         ordered = stack.gather(-1, first.argsort(-1).expand(stack.shape))
-        at = torch.as_tensor(q, dtype=x.dtype, device=stack.device) * (first.shape[-1] - 1)
+        shares = torch.as_tensor(q, dtype=x.dtype, device=stack.device)
+        counted = ~first.isnan() if skips else torch.ones_like(first, dtype=torch.bool)
+        at = (counted.sum(-1, keepdim=True) - 1).clamp_min(0) * shares.reshape(-1)
         lower, upper = at.floor().long(), at.ceil().long()
         share = {"linear": at - lower, "lower": 0, "higher": 1, "nearest": at.round() - lower, "midpoint": 0.5}
-        between = torch.lerp(
-            ordered[..., lower], ordered[..., upper], torch.as_tensor(share[interpolation], dtype=x.dtype).to(stack)
-        )
+        below, above = (ordered.gather(-1, index.expand(len(stack), *index.shape)) for index in (lower, upper))
+        between = torch.lerp(below, above, torch.as_tensor(share[interpolation], dtype=x.dtype).to(stack))
+        between = between if shares.ndim else between.squeeze(-1)
         if keepdim:
             kept = [1] * x.ndim if dim is None else list(first.movedim(-1, place).shape)
             kept[place] = 1
-            between = between.reshape(stack.shape[0], *kept, *at.shape)
-        return x.like(between.movedim(-1, 1) if at.ndim else between)
+            between = between.reshape(stack.shape[0], *kept, *shares.shape)
+        return x.like(between.movedim(-1, 1) if shares.ndim else between)
 
     register_rule(op, with_own_centre(op, rule), kind="piecewise", gate="gate", held=rule, through_zero=True)
 
 
 _quantile(aten.quantile.default)
 _quantile(aten.quantile.scalar)
+_quantile(aten.nanquantile.default, skips=True)
+_quantile(aten.nanquantile.scalar, skips=True)
 
 
 @register_rule(aten.masked_select.default, kind="linear")

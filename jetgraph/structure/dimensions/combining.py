@@ -54,6 +54,15 @@ def reducing(outputs: int = 1) -> LayoutOf:
     return of_one(rule)
 
 
+@of_one
+def quantiles(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout:
+    """As `reducing`, for a share, or for several along a dimension ahead."""
+    places = places_of(bound.get("dim"), len(layout.dims))
+    left = reduced(layout, places, bool(bound.get("keepdim", False)))
+    shares = bound["q"].meta["shape"] if isinstance(bound["q"], fx.Node) else ()
+    return replace(left, dims=(*map(d.fresh, shares), *left.dims))
+
+
 def extreme(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layouts | None:
     """max and min: of two values, or over a dimension."""
     return d.each(node, bound) if "other" in bound else reducing(2)(d, node, bound)

@@ -93,6 +93,7 @@ LAYOUTS: dict[Any, LayoutOf] = {
     ),
     **dict.fromkeys(_packets("var_mean std_mean median kthvalue mode"), combining.reducing(2)),
     **dict.fromkeys(_packets("max min"), combining.extreme),
+    **dict.fromkeys(_packets("quantile nanquantile"), combining.quantiles),
     **dict.fromkeys(_packets("layer_norm native_layer_norm rms_norm _fused_rms_norm"), combining.last_dims),
     **dict.fromkeys(_packets("group_norm instance_norm"), combining.group_norm),
     **dict.fromkeys(_packets("batch_norm _native_batch_norm_legit_no_training"), combining.batch_norm),

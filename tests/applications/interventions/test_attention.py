@@ -92,13 +92,12 @@ class Attention(nn.Module):
         if self.way == "einsum":
             z = torch.einsum("bkqh,bkhd->bqhd", (torch.einsum("bqhd,bkhd->bkqh", q, k) / 2).softmax(1), v)
             return x + self.o(z.flatten(2))
-        if self.way in ("apart", "apart and fused"):
-            heads = zip(*(each.unbind(2) for each in (q, k, v)), strict=True)
-            fused = self.way != "apart"
-            parts = [
-                F.scaled_dot_product_attention(a, b, c) if fused else (a @ b.mT / 2).softmax(-1) @ c
-                for a, b, c in heads
-            ]
+        if self.way == "written out":
+            pattern = ((q[:, :, None] * k[:, None]).sum(-1) / 2).softmax(2)
+            return x + self.o((pattern[..., None] * v[:, None]).sum(2).flatten(2))
+        if self.way == "apart":
+            (a, b), (c, d), (e, f) = (each.unbind(2) for each in (q, k, v))
+            parts = [F.scaled_dot_product_attention(a, c, e), (b @ d.mT / 2).softmax(-1) @ f]
             return x + self.o(torch.cat(parts, -1))
         # By head, then by row.
         q, k, v = (each.permute(2, 0, 1, 3) for each in (q, k, v))
@@ -138,7 +137,7 @@ def test_keys_of_something_else_are_not_called_as_tokens() -> None:
     assert told == own | {(alias, key, None) for alias in ("L1.attn", "L2.attn") for key in range(3)}
 
 
-@pytest.mark.parametrize("way", ["einsum", "fused", "one dimension", "apart", "apart and fused"])
+@pytest.mark.parametrize("way", ["einsum", "written out", "fused", "one dimension", "apart"])
 @torch.no_grad()
 def test_heads_may_come_before_rows_and_keys_before_queries(way: str) -> None:
     """As many rows as heads: nothing but the way through the code tells one from the other."""

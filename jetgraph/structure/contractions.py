@@ -1,0 +1,90 @@
+"""Products of two values that are summed over dimensions which both have, however they are written.
+
+q @ kᵀ,  einsum("bqd,bkd->bqk", q, k),  (q[:, :, None] * k[:, None]).sum(-1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from torch import fx
+
+from jetgraph.jets.registry import bind, nodes_in
+from jetgraph.structure.dimensions import einsum_labels
+from jetgraph.structure.operators import PRODUCTS, aten, packet_of
+
+_SUMS = {aten.sum, aten.mean}
+
+
+def factors_of(node: fx.Node) -> tuple[fx.Node, ...]:
+    """What a product is made of, its summand too; nothing for any other node."""
+    if packet_of(node) in PRODUCTS:
+        return tuple(node.all_input_nodes)
+    product = written_out(node)
+    return () if product is None else tuple(nodes_in(product.args))
+
+
+def written_out(node: fx.Node) -> fx.Node | None:
+    """The product entry by entry that a node sums over, where each factor is broadcast along a dimension of the other.
+
+    So rows and columns are told; without them it may be any sum with weights, as of experts.
+    """
+    product = next(nodes_in(node.args[:1]), None) if packet_of(node) in _SUMS else None
+    if product is None or packet_of(product) is not aten.mul or len(product.all_input_nodes) != 2:
+        return None
+    one, other = (_padded(factor.meta["shape"], len(product.meta["shape"])) for factor in product.all_input_nodes)
+    both = {place for place, pair in enumerate(zip(one, other, strict=True)) if 1 not in pair}
+    rows, columns = ({at for at, size in enumerate(shape) if size != 1} - both for shape in (one, other))
+    return product if rows and columns and both.issuperset(_summed(node, len(one))) else None
+
+
+def labels_of(node: fx.Node) -> tuple[tuple[fx.Node, fx.Node], list[list[Hashable]]] | None:
+    """The two factors of a product, and names of their dimensions and of those of the product: those that are summed
+    over stand in no product, those along which one is broadcast in the other alone.
+
+    None where there are not two, or a dimension stands for two at once.
+    """
+    product = written_out(node)
+    if product is not None:
+        one, other = nodes_in(product.args)
+        rank = len(product.meta["shape"])
+        summed = _summed(node, rank)
+        bound: dict[str, Any] = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+        kept = [("kept", at) if at in summed else at for at in range(rank) if bound.get("keepdim") or at not in summed]
+        return (one, other), [_named(one, other, rank), _named(other, one, rank), kept]
+    factors = list(nodes_in(node.args))[-2:]
+    if packet_of(node) not in PRODUCTS or len(factors) != 2:
+        return None
+    one, other = factors
+    ranks = [len(factor.meta["shape"]) for factor in factors]
+    labels = _of_product(bind(node.target, node.args, node.kwargs), ranks)  # type: ignore[arg-type]
+    return None if labels is None else ((one, other), labels)
+
+
+def _of_product(bound: dict[str, Any], ranks: Sequence[int]) -> list[list[Hashable]] | None:
+    if "equation" in bound:
+        return einsum_labels(bound["equation"], ranks) if len(bound["tensors"]) == 2 else None
+    if min(ranks) < 2:
+        return None
+    aside: list[Hashable] = list(range(-max(ranks), -2))
+    one, other = (aside[len(aside) - rank + 2 :] for rank in ranks)
+    return [[*one, "row", "in"], [*other, "in", "column"], [*aside, "row", "column"]]
+
+
+def _named(factor: fx.Node, other: fx.Node, rank: int) -> list[Hashable]:
+    """Numbers of the dimensions of the product, others where only the other factor has one."""
+    own, beside = (_padded(node.meta["shape"], rank) for node in (factor, other))
+    named: list[Hashable] = [("one", at) if own[at] == 1 != beside[at] else at for at in range(rank)]
+    return named[rank - len(factor.meta["shape"]) :]
+
+
+def _padded(shape: Sequence[int | str], rank: int) -> list[int | str]:
+    return [*[1] * (rank - len(shape)), *shape]
+
+
+def _summed(node: fx.Node, rank: int) -> set[int]:
+    dims = bind(node.target, node.args, node.kwargs).get("dim")  # type: ignore[arg-type]
+    if dims is None or dims == []:
+        return set(range(rank))
+    return {dim % rank for dim in (dims if isinstance(dims, list | tuple) else [dims])}
