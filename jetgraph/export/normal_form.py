@@ -51,6 +51,7 @@ def normalise(graph: fx.Graph) -> None:
     write_sums_over_stacks(graph)
     nest_stacks(graph)
     _write_sums_as_adds(graph)
+    _drop_zeros(graph)
     distribute_over_differences(graph)
     write_updates_as_sums(graph)
     _write_open_ends_as_none(graph)
@@ -153,6 +154,42 @@ def _unchanged(node: fx.Node, neutral: int) -> bool:
         and value.meta.get("dtype") == node.meta.get("dtype")
         and "dtype" in node.meta
     )
+
+
+def _drop_zeros(graph: fx.Graph) -> None:
+    """x + zeros of the same shape is x, as where a loop adds up what experts make: zeros are no source of a stream."""
+    for node in list(graph.nodes):
+        if node.target is not aten.add.Tensor or node.kwargs or "dtype" not in node.meta:
+            continue
+        for value, other in (node.args, node.args[::-1]):
+            unchanged = isinstance(value, fx.Node) and all(
+                value.meta.get(what) == node.meta.get(what) for what in ("shape", "dtype")
+            )
+            if unchanged and _is_zeros(other):
+                _replace(node, value)
+                break
+    graph.eliminate_dead_code()
+
+
+def _is_zeros(value: Any) -> bool:
+    """A tensor that is filled with zeros, times numbers, in whatever layout."""
+    while isinstance(value, fx.Node) and value.target in _KEEP_ZEROS:
+        if len(value.all_input_nodes) != 1 and value.target is aten.mul.Tensor:
+            return False
+        value = value.args[0]
+    if not isinstance(value, fx.Node) or value.target not in _FILLED_AT:
+        return False
+    at = _FILLED_AT[value.target]
+    return at is None or value.args[at] in (0, False)
+
+
+_FILLED_AT = {
+    aten.zeros.default: None, aten.zeros_like.default: None, aten.new_zeros.default: None, aten.full.default: 1,
+    aten.full_like.default: 1, aten.new_full.default: 2, aten.scalar_tensor.default: 0,
+}  # fmt: skip
+"""Operators that fill a tensor, and which argument they fill it with, where that is not always zero."""
+
+_KEEP_ZEROS = {aten.mul.Tensor, aten.neg.default, aten.expand.default, aten.view.default, aten.reshape.default}
 
 
 def _write_constant_powers_as_ones(graph: fx.Graph) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import fx
 
@@ -40,6 +41,15 @@ class Dataflow:
     def depends(self, node: fx.Node, on: fx.Node) -> bool:
         """The node is the other one, or computed from it within the flow."""
         return node in self.above and bool(self.above[node] >> self.positions[on] & 1)
+
+    @cached_property
+    def _starts(self) -> int:
+        """The nodes where the flow starts, as a bit set."""
+        return sum(1 << self.positions[node] for node in self.above if not self.parents[node])
+
+    def inputs(self, node: fx.Node) -> int:
+        """Where what a node of the flow depends on starts, as a bit set: inputs, and what is looked up by them."""
+        return self.above[node] & self._starts
 
     def ordered(self, nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
         """The nodes in execution order."""

@@ -390,7 +390,9 @@ def _is_level(flow: Dataflow, join: Join, line: Sequence[Join], by_node: Found) 
         end for nodes in map(_working, beside) if nodes for end in (level(nodes[0], before=True), level(nodes[-1]))
     }
     for one in line:
-        below = {level(nodes[-1]) for branch in one.branches if (nodes := _working(branch.region))}
+        # One value for many places, such as a maximum over a set, is no level of the line.
+        made = (branch for branch in one.branches if same_size(branch.node, one.node))
+        below = {level(nodes[-1]) for branch in made if (nodes := _working(branch.region))}
         if around and below and around.isdisjoint(below):
             return True
     return False

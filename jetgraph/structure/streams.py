@@ -144,11 +144,12 @@ def _start(flow: Dataflow, chain: Sequence[Join]) -> fx.Node:
     read = [branch.region for join in chain for branch in join.branches if not flow.depends(branch.region.entry, first)]
     images = [region for region in read if flow.depends(first, region.entry)]
     added = [operand for join in chain for operand in join.injections if operand in flow]
-    for operand in (*(region.exit for region in images), *added):
+    # Where a condition enters on the way there is no one node above: the stream starts at the earlier value itself.
+    for operand, otherwise in (*((region.exit, region.entry) for region in images), *((one, None) for one in added)):
         node: fx.Node | None = start
         while node is not None and not flow.depends(operand, node):
             node = flow.bottleneck(node)
-        start = node or start
+        start = node or (otherwise if otherwise and flow.depends(start, otherwise) else start)
     return start
 
 

@@ -459,7 +459,6 @@ NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
         ("L2.skip", 0),
     ],
     added_in_every_round: [
-        ("map", None),
         ("L0.mlp", None),
         ("L0.norm", None),
         ("L0.skip", 0),
