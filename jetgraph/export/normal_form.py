@@ -47,10 +47,12 @@ def normalise(graph: fx.Graph) -> None:
     _write_norms_by_running_statistics_alike(graph)
     _write_moments_apart(graph)
     write_out_steps(graph)
+    _write_products_of_two(graph)
     _unfuse_sums(graph)
     write_sums_over_stacks(graph)
     nest_stacks(graph)
     _write_sums_as_adds(graph)
+    _drop_zeros(graph)
     distribute_over_differences(graph)
     write_updates_as_sums(graph)
     _write_open_ends_as_none(graph)
@@ -155,6 +157,42 @@ def _unchanged(node: fx.Node, neutral: int) -> bool:
     )
 
 
+def _drop_zeros(graph: fx.Graph) -> None:
+    """x + zeros of the same shape is x, as where a loop adds up what experts make: zeros are no source of a stream."""
+    for node in list(graph.nodes):
+        if node.target is not aten.add.Tensor or node.kwargs or "dtype" not in node.meta:
+            continue
+        for value, other in (node.args, node.args[::-1]):
+            unchanged = isinstance(value, fx.Node) and all(
+                value.meta.get(what) == node.meta.get(what) for what in ("shape", "dtype")
+            )
+            if unchanged and _is_zeros(other):
+                _replace(node, value)
+                break
+    graph.eliminate_dead_code()
+
+
+def _is_zeros(value: Any) -> bool:
+    """A tensor that is filled with zeros, in whatever layout. Zeros times a number are where a state starts, such as a
+    speed: its first step is like the others.
+    """
+    while isinstance(value, fx.Node) and value.target in _KEEP_ZEROS:
+        value = value.args[0]
+    if not isinstance(value, fx.Node) or value.target not in _FILLED_AT:
+        return False
+    at = _FILLED_AT[value.target]
+    return at is None or value.args[at] in (0, False)
+
+
+_FILLED_AT = {
+    aten.zeros.default: None, aten.zeros_like.default: None, aten.new_zeros.default: None, aten.full.default: 1,
+    aten.full_like.default: 1, aten.new_full.default: 2, aten.scalar_tensor.default: 0,
+}  # fmt: skip
+"""Operators that fill a tensor, and which argument they fill it with, where that is not always zero."""
+
+_KEEP_ZEROS = {aten.expand.default, aten.view.default, aten.reshape.default}
+
+
 def _write_constant_powers_as_ones(graph: fx.Graph) -> None:
     """x⁰ is 1 whatever x is: nothing of x is read but its shape."""
     for node in list(graph.nodes):
@@ -195,6 +233,36 @@ _MOMENTS = {
     aten.var_mean.correction: aten.var.correction,
     aten.std_mean.correction: aten.std.correction,
 }
+
+
+def _write_products_of_two(graph: fx.Graph) -> None:
+    """An einsum of three operands or more is one of two after another, in the order in which torch contracts them.
+
+    Which of them an attention product is, and what becomes of heads and positions in each, can be told then.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten.einsum.default):
+        equation, operands = node.args[0].replace(" ", ""), list(node.args[1])
+        reads, arrow, out = equation.partition("->")
+        labels = reads.split(",")
+        if len(operands) < 3 or not arrow or "." in equation or any("shape" not in one.meta for one in operands):
+            continue
+        path = list(node.kwargs.get("path") or ())
+        at_end = bool(path)
+        with graph.inserting_before(node):
+            while len(operands) > 1:
+                pair, path = sorted(path[:2] or (0, 1)), path[2:]
+                right, left = (operands.pop(at) for at in reversed(pair))
+                second, first = (labels.pop(at) for at in reversed(pair))
+                read = "".join([out, *labels])
+                kept = "".join(label for label in dict.fromkeys(first + second) if label in read) if labels else out
+                product = graph.call_function(aten.einsum.default, (f"{first},{second}->{kept}", [left, right]))
+                sizes = [*zip(first, left.meta["shape"], strict=True), *zip(second, right.meta["shape"], strict=True)]
+                # A size of one is spread over the other's.
+                known = dict(sorted(sizes, key=lambda each: each[1] != 1))
+                product.meta = {**node.meta, "shape": tuple(known[label] for label in kept)}
+                operands.insert(len(operands) if at_end else 0, product)
+                labels.insert(len(labels) if at_end else 0, kept)
+        _replace(node, operands[0])
 
 
 def _unfuse_sums(graph: fx.Graph) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import fx
 
@@ -59,6 +60,15 @@ class Dataflow:
         if (node, read) not in self._affine:
             self._affine[node, read] = is_affine(node, read.__contains__)
         return self._affine[node, read]
+
+    @cached_property
+    def _starts(self) -> int:
+        """The nodes where the flow starts, as a bit set."""
+        return self.mask(node for node in self.above if not self.parents[node])
+
+    def inputs(self, node: fx.Node) -> int:
+        """Where what a node of the flow depends on starts, as a bit set: inputs, and what is looked up by them."""
+        return self.above[node] & self._starts
 
     def ordered(self, nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
         """The nodes in execution order."""

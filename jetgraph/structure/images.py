@@ -64,12 +64,24 @@ def affine_history(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, 
     while not any(flow.depends(other, node) for other in steering):
         if is_float_tensor(node):
             yield node, kind
-        carriers = flow.carriers[node]
-        if len(carriers) != 1 or not flow.affine(node, carriers):
+        carried = _carried(flow, node)
+        if carried is None or not flow.affine(node, {carried}):
             return
         kind = widest(kind, image_kind(flow, node))
-        steering += [parent for parent in flow.parents[node] if parent is not carriers[0]]
-        node = carriers[0]
+        steering += [parent for parent in flow.parents[node] if parent is not carried]
+        node = carried
+
+
+def _carried(flow: Dataflow, node: fx.Node) -> fx.Node | None:
+    """The one value that a node may be an image of: all that it reads, or what it multiplies by a factor with fewer
+    numbers that is made of other inputs, as where a noise level says how much of the input a denoiser keeps.
+    """
+    carriers = flow.carriers[node]
+    if len(carriers) == 2 and packet_of(node) in SCALES:
+        value, factor = sorted(carriers, key=lambda one: one.meta["shape"] != node.meta["shape"])
+        fewer = factor.meta["shape"] != node.meta["shape"] == value.meta["shape"]
+        return value if fewer and flow.inputs(value) & ~flow.inputs(factor) else None
+    return carriers[0] if len(carriers) == 1 else None
 
 
 def affine_past(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, SkipKind]]:
@@ -203,6 +215,17 @@ def is_of_several(flow: Dataflow, node: fx.Node) -> bool:
     while packet_of(node) in IDENTITY and len(flow.carriers[node]) == 1:
         node = flow.carriers[node][0]
     return packet_of(node) in _JOINING and len(flow.carriers[node]) > 1
+
+
+def fills(operand: fx.Node, total: fx.Node) -> bool:
+    """An operand of a sum has all its sizes, and is not spread along a dimension; two formulas of sizes that are added
+    are equal, as where every other position is taken, and both halves are put together again.
+    """
+    own, whole = operand.meta["shape"], total.meta["shape"]
+    return same_size(operand, total) or (
+        len(own) == len(whole)
+        and all(one == other or {type(one), type(other)} == {str} for one, other in zip(own, whole, strict=True))
+    )
 
 
 def same_size(one: fx.Node, other: fx.Node) -> bool:

@@ -21,6 +21,7 @@ from jetgraph.structure.dimensions import follow
 from jetgraph.structure.images import (
     affine_history,
     affine_past,
+    fills,
     gated_history,
     is_of_several,
     keeps_channels,
@@ -172,11 +173,24 @@ def _leads_only_to(node: fx.Node, join: Join) -> bool:
         for user in readers(stack.pop()):
             if user in join.adds or user in seen:
                 continue
-            if user not in inside:
+            if user not in inside and _is_used(user):
                 return False
             seen.add(user)
             stack.append(user)
     return True
+
+
+def _is_used(node: fx.Node) -> bool:
+    """Something is made of a value in the end; a shape alone may be asked for, as for the zeros beside a part."""
+    seen, stack = {node}, [node]
+    while stack:
+        for user in readers(stack.pop()):
+            if user.op == "output":
+                return True
+            if user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return False
 
 
 # Sums
@@ -287,7 +301,7 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     The nearest node that another operand depends on is the fork or there is none: through any earlier one, skip and
     branch would share their way, as in x + 0.044715 x³ after a linear layer.
     """
-    if not (total.concat or same_size(skip, total.node)):
+    if not (total.concat or fills(skip, total.node)):
         return None  # One value for many places, such as the mean that was taken away, is no stream through them.
     others = [operand for operand in total.operands if operand in flow and operand is not skip]
     history = ((*each, depending(flow, others, each[0])) for each in affine_past(flow, skip))

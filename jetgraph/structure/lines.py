@@ -390,7 +390,9 @@ def _is_level(flow: Dataflow, join: Join, line: Sequence[Join], by_node: Found) 
         end for nodes in map(_working, beside) if nodes for end in (level(nodes[0], before=True), level(nodes[-1]))
     }
     for one in line:
-        below = {level(nodes[-1]) for branch in one.branches if (nodes := _working(branch.region))}
+        # One value for many places, such as a maximum over a set, is no level of the line.
+        made = (branch for branch in one.branches if same_size(branch.node, one.node))
+        below = {level(nodes[-1]) for branch in made if (nodes := _working(branch.region))}
         if around and below and around.isdisjoint(below):
             return True
     return False
@@ -450,7 +452,7 @@ def behind(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
     """The join with its fork at the last of some points that it reads: what is affine in that is the skip, if there is
     such an operand, and what reads one other point alone is a branch too.
     """
-    regions = [region for operand in join.operands if (region := read_alone(flow, operand, points)) is not None]
+    regions = list(read_each(flow, join.operands, points).values())
     fork = max((region.entry for region in regions), key=flow.positions.__getitem__)
     skip = next((region for region in regions if region.entry is fork and region.affine), None)
     kind: SkipKind = "none"
@@ -467,6 +469,29 @@ def behind(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
         injections=without(join.operands, skip and skip.exit, [region.exit for region in branches]),
         gates=tuple(flow.region(fork, factor) for factor in (skip.held if skip else ()) if flow.depends(factor, fork)),
     )
+
+
+def read_each(
+    flow: Dataflow, operands: Iterable[fx.Node], points: Sequence[fx.Node], *, weighed: bool = False
+) -> dict[fx.Node, Region]:
+    """Those operands that `read_alone` reads, with what they read.
+
+    Where points are weighed, none is read otherwise because its own weight is made of nothing else: `weighed` says so
+    of what stands beside these operands.
+    """
+    read = {one: region for one in operands if (region := read_alone(flow, one, points)) is not None}
+    if weighed or any(region.held for region in read.values()):
+        return {one: region if region.affine else _weighed(flow, region) or region for one, region in read.items()}
+    return read
+
+
+def _weighed(flow: Dataflow, region: Region) -> Region | None:
+    """The region as a multiple of its entry by factors that are held; None where it is none."""
+    for node, factors in factored(flow, region.exit):
+        if node is region.entry:
+            whole = flow.region(node, region.exit, [factor for factor in factors if flow.depends(factor, node)])
+            return whole if whole.affine else None
+    return None
 
 
 def read_alone(flow: Dataflow, operand: fx.Node, points: Sequence[fx.Node]) -> Region | None:

@@ -21,7 +21,7 @@ from jetgraph.structure.ends import adds_positions, encoder
 from jetgraph.structure.images import image_kind
 from jetgraph.structure.kinds import map_kind
 from jetgraph.structure.labels import Labels, Numbers
-from jetgraph.structure.lines import branch_over, gate, gates, read_alone
+from jetgraph.structure.lines import branch_over, gate, gates, read_each
 from jetgraph.structure.naming import Uniquely, common_path
 from jetgraph.structure.operators import LAYOUT, mixes, packet_of
 from jetgraph.structure.regions import Branch, Encoder, Join, JoinStage, MapStage, Region, Stage, Stream
@@ -144,11 +144,12 @@ def _start(flow: Dataflow, chain: Sequence[Join]) -> fx.Node:
     read = [branch.region for join in chain for branch in join.branches if not flow.depends(branch.region.entry, first)]
     images = [region for region in read if flow.depends(first, region.entry)]
     added = [operand for join in chain for operand in join.injections if operand in flow]
-    for operand in (*(region.exit for region in images), *added):
+    # Where a condition enters on the way there is no one node above: the stream starts at the earlier value itself.
+    for operand, otherwise in (*((region.exit, region.entry) for region in images), *((one, None) for one in added)):
         node: fx.Node | None = start
         while node is not None and not flow.depends(operand, node):
             node = flow.bottleneck(node)
-        start = node or start
+        start = node or (otherwise if otherwise and flow.depends(start, otherwise) else start)
     return start
 
 
@@ -166,11 +167,9 @@ def _reading(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:
     """The join with what it adds of earlier points as branches that read those, each the latest one that it can."""
     here = [branch for branch in join.branches if branch.region.entry is join.fork]
     others = [*join.injections, *(branch.node for branch in join.branches if branch not in here)]
-    by_operand = {
-        operand: branch_over(region)
-        for operand in dict.fromkeys(join.operands)
-        if operand in others and (region := read_alone(flow, operand, points)) is not None
-    }
+    again = [operand for operand in dict.fromkeys(join.operands) if operand in others]
+    read = read_each(flow, again, points, weighed=join.kind == "gated")
+    by_operand = {operand: branch_over(region) for operand, region in read.items()}
     # What reads a point of another stream, or of none, is added from outside.
     left = tuple(operand for operand in others if operand not in by_operand)
     return replace(join, branches=(*here, *by_operand.values()), injections=left) if others else join

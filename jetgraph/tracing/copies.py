@@ -324,6 +324,8 @@ def _name_sizes(value: Tensor, of: str, names: dict[str, str]) -> None:
             continue
         name = ("batch", "length")[dim] if dim < 2 and value.dim() < 4 else "batch" if dim == 0 else ""
         if not name or name in names.values():
+            # One of `*args` is called by its number, with which no name starts.
+            of = f"input{of}" if of[:1].isdigit() else of
             name = f"{re.sub(r'[^A-Za-z0-9_]', '_', of)}_{name or dim}"
         names[symbol] = name
 

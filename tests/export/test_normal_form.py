@@ -175,3 +175,23 @@ def test_writes_up_to_the_end() -> None:
     run = fx.GraphModule(torch.nn.Module(), graph)
     x, y = torch.randn(5, 4, 2), torch.randn(5, 3, 2)
     assert torch.equal(torch.vmap(run)(x, y), torch.cat([x[:, :1], y], 1))
+
+
+@pytest.mark.parametrize(("equation", "path"), [("bts,bsk,kd->btd", None), ("bt,bts,bsk,kd->dbt", [2, 3, 0, 2, 0, 1])])
+def test_products_of_several_are_products_of_two(equation: str, path: list[int] | None) -> None:
+    sizes = {"b": 2, "t": 1, "s": 5, "k": 3, "d": 7}
+    values = [torch.randn([sizes[label] for label in labels]) for labels in equation.split("->")[0].split(",")]
+    graph = fx.Graph()
+    given = [graph.placeholder(f"of_{place}") for place in range(len(values))]
+    total = graph.call_function(aten.einsum.default, (equation, given), {"path": path} if path else {})
+    for node, value in zip((*given, total), (*values, torch.einsum(equation, values)), strict=True):
+        node.meta = {"shape": tuple(value.shape), "dtype": value.dtype, "module_path": ""}
+    graph.output(total)
+    normalise(graph)
+    products = graph.find_nodes(op="call_function", target=aten.einsum.default)
+    assert [len(product.args[1]) for product in products] == [2] * (len(values) - 1)
+    run = fx.GraphModule(torch.nn.Module(), graph)
+    torch.testing.assert_close(run(*values), aten.einsum(equation, values, path=path), rtol=0, atol=0)
+    for product in products:
+        one, other = (arg.meta["shape"] for arg in product.args[1])
+        assert torch.einsum(product.args[0], torch.ones(one), torch.ones(other)).shape == product.meta["shape"]

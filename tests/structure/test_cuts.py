@@ -364,9 +364,10 @@ def features_outside(s, x):
 
 
 def projected_by_head(s, x):
+    """In one product of three with the pattern."""
     q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k, s.v))
     weight = s.out.weight.T.unflatten(0, (2, 4))
-    return torch.einsum("bhqd,hdm->bqm", F.scaled_dot_product_attention(q, k, v), weight) + s.out.bias
+    return torch.einsum("bhqk,bhkd,hdm->bqm", scaled(q, k), v, weight) + s.out.bias
 
 
 def results_by_head(s, x):

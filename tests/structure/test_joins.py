@@ -121,6 +121,43 @@ def pooled(net: Net, x: Tensor) -> Tensor:
     return net.head(net.norm(h))
 
 
+def experts(net: Net, x: Tensor) -> Tensor:
+    """What experts make is added up from zeros on, which are no source."""
+    h = net.stem(x)
+    made = torch.zeros_like(h)
+    for number, block in enumerate(net.blocks):
+        made = made + (net.side(h)[..., :1] * number).sin() * block(h)
+    return net.head(net.norm(h + made))
+
+
+def of_a_set(net: Net, x: Tensor) -> Tensor:
+    """Each layer takes the largest value of the set away, behind a linear layer and before an activation."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        h = h + nn.functional.elu(block[2](block[0](h)) - net.up(net.side(h.amax(1, keepdim=True))))
+    return net.head(net.norm(h))
+
+
+def fast_weights(net: Net, x: Tensor) -> Tensor:
+    """A layer whose weights take a step at each position, and whose rows are put together in the end."""
+    h = net.stem(x[:, :3])
+    for norm in (net.norm, nn.functional.normalize):
+        z, rows, weights = norm(h), [], net.up.weight.mT.expand(h.shape[0], -1, -1)
+        q, k = net.side(z), net.blocks[0](z)
+        for t in range(3):
+            weights = weights - q[:, t : t + 1].mT @ (q[:, t : t + 1] @ weights - k[:, t : t + 1])
+            rows.append(z[:, t : t + 1] + net.norm(q[:, t : t + 1] @ weights))
+        h = h + net.blocks[1](torch.cat(rows, 1))
+    return net.head(h)
+
+
+def by_halves(net: Net, x: Tensor) -> Tensor:
+    """Every other position is worked on by itself; in the end they take turns again."""
+    h = net.stem(x[:, 1:])
+    even, odd = net.blocks[0](h[:, ::2]), net.blocks[1](h[:, 1::2])
+    return net.head(torch.stack([even, odd], 2).flatten(1, 2) + h)
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] = {
     chosen: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     coupled: ([("gated", "halves.0"), ("gated", "halves.1")], 0),
@@ -131,6 +168,10 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     with_context: ([("identity", "blocks.2"), ("identity", ""), ("identity", "blocks.1")], 0),
     ladder: ([("identity", "blocks.0"), ("identity", "unit"), ("identity", "blocks.1"), ("identity", "unit")], 0),
     pooled: ([("projection", "blocks.0"), ("projection", "blocks.1")], 0),
+    experts: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
+    of_a_set: ([("identity", "blocks.0"), ("identity", "blocks.1")], 2),
+    fast_weights: ([("identity", ""), ("identity", "")], 12),
+    by_halves: ([("identity", "blocks")], 0),
 }
 """By net, the joins of its stream with what their branches are named after, and how many others are nested in them."""
 
@@ -146,6 +187,7 @@ def test_joins(run: Callable[[Net, Tensor], Tensor]) -> None:
     assert [kind for kind, _ in found] == [kind for kind, _ in joins]
     assert all(name in path for (_, path), (_, name) in zip(found, joins, strict=True)), found
     assert sum(join.depth > 0 for join in graph.joins) == nested
+    assert run is not experts or not graph.stream.joins[0].injections
     # Keys and values are made of the fork, and held as no context.
     held = [node for join in graph.stream.joins for branch in join.branches for node in branch.region.context]
     assert run is not pooled or not held, held

@@ -160,6 +160,15 @@ def modulated(net: Levels, h: Tensor, c: Tensor) -> Tensor:
     return h
 
 
+def preconditioned(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """The noise level, another input, says how much of the input is kept, and how much of what the layers make is."""
+    noise = c[:, :1, :1].exp()
+    z = h / (1 + noise)
+    for inner in (net.blocks[0], net.after[0]):
+        z = z + inner(z)
+    return h * noise / (1 + noise) + noise.sqrt() * net.lateral[0](z)
+
+
 NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | None]]] = {
     pyramid: [("blocks.0", None), ("blocks.1", None), ("blocks.2", None), ("lateral.1", 3), ("lateral.0", 1)],
     heads_at_all_levels: [
@@ -196,6 +205,7 @@ NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | Non
     selected: [("blocks.0", None), ("blocks.1", None), ("blocks.2", None), ("lateral.1", 3), ("lateral.0", 1)],
     dense_head: [("blocks.0", None), ("after.0", None), ("blocks.1", None), ("lateral.0", 1)],
     modulated: [("blocks.0", None), ("after.0", None), ("blocks.0", None)],
+    preconditioned: [("blocks.0", None), ("after.0", None), ("skip", 0)],
     conditioned: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
     given_one_code: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
 }

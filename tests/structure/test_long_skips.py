@@ -84,6 +84,17 @@ def added_to_a_projection(net: Net, h: Tensor) -> Tensor:
     return h
 
 
+def halting(net: Net, h: Tensor) -> Tensor:
+    """States by the probability to halt there, of which the first is made of that state alone."""
+    left, mean = 1.0, 0.0
+    for block, halts in zip(net.blocks[:3], (0, 1, None), strict=True):
+        h = h + block(h)
+        chance = 1.0 if halts is None else torch.sigmoid(h[..., halts : halts + 1])
+        mean = mean + left * chance * h
+        left = left * (1 - chance)
+    return mean
+
+
 def concatenated(net: Net, h: Tensor) -> Tensor:
     """A U-net of residual blocks, as U-ViT."""
     stack = []
@@ -458,8 +469,8 @@ NETS: dict[Callable[[Net, Tensor], Tensor], list[tuple[str, int | None]]] = {
         ("L2.mlp", None),
         ("L2.skip", 0),
     ],
+    halting: [("L0.mlp", None), ("L1.mlp", None), ("L2.mlp", None), ("L2.skip", 1), ("L2.skip.2", 2)],
     added_in_every_round: [
-        ("map", None),
         ("L0.mlp", None),
         ("L0.norm", None),
         ("L0.skip", 0),

@@ -291,6 +291,16 @@ def test_two_inputs_share_a_size() -> None:
         replayed(traced, torch.randn(3, 6, 4), torch.randn(2, 3, 4))
 
 
+def test_sizes_of_what_has_a_number_for_a_name() -> None:
+    class Pairs(nn.Module):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            h, edges = inputs
+            return h + torch.sin(h.unsqueeze(1) * edges.unsqueeze(-1)).flatten(1, 2)[:, : h.shape[1]]
+
+    graph = jg.trace(Pairs().eval(), torch.randn(2, 5, 4), torch.randn(2, 7, 5))
+    assert graph(torch.randn(3, 4, 4), torch.randn(3, 6, 4)).shape == (3, 4, 4)
+
+
 @pytest.mark.xdist_group("bert")
 def test_a_mask_with_a_batch_of_its_own(traced: Callable[..., Example]) -> None:
     """To the exporter its batch is another size; it may be 1 where that of the ids is."""
