@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jetgraph as jg
 from benchmarks.wall import configs, inputs
+from benchmarks.wall.by_hand import MADE
 from benchmarks.wall.expected import expected
 from benchmarks.wall.hidden import found_states
 from benchmarks.wall.sums import exported_sums
@@ -100,10 +101,10 @@ def _said(error: Exception) -> str:
 
 def _built(found: Finding) -> tuple[nn.Module, dict[str, Tensor]] | None:
     """A tiny model of the class with inputs that it takes; None where there is none, the reason being noted."""
-    kind = getattr(transformers, found.model)
+    kind, made = getattr(transformers, found.model), MADE.get(found.type)
     failures: list[str] = []
     try:
-        for config in configs.attempts(kind.config_class):
+        for config in configs.attempts(kind.config_class) if made is None else [kind.config_class(**made.config)]:
             try:
                 with torch.device("meta"):
                     size = sum(weight.numel() for weight in kind(config).parameters())
@@ -118,7 +119,7 @@ def _built(found: Finding) -> tuple[nn.Module, dict[str, Tensor]] | None:
             except Exception as error:  # whatever a model checks
                 failures.append(f"{type(error).__name__}: {_short(error)}")
                 continue
-            for given in inputs.candidates(model):
+            for given in inputs.candidates(model) if made is None else [made.inputs()]:
                 try:
                     with torch.no_grad():
                         model(**call_options(model, given))
