@@ -37,7 +37,8 @@ def check(device: torch.device) -> None:
             raise ArithmeticError("its kernels give other numbers each time")
         centred, best = model - model.mean(1, keepdim=True), model.argmax(1)
         expected = [model.amax(1), model.logsumexp(1), model.mean(1), centred.norm(dim=1)]
-        found += compared(model, other, best, *found[1:3], wide)
+        _, log_total, mean, _ = found
+        found += compared(model, other, best, log_total, mean, wide)
         log_p, log_q = model.log_softmax(-1), other.log_softmax(-1)
         ahead = (other > other.gather(2, best.expand(3, -1)[..., None])).sum(-1)
         shifted = other - other.mean(2, keepdim=True)

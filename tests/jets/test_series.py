@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jetgraph.errors import BudgetError, JetGraphError
-from jetgraph.jets.series import ORDER_BUDGET, Series, centre, check_order, coefficient, has_series
+from jetgraph.jets.series import ORDER_BUDGET, Series, centre, check_order, coefficient, has_series, stack_of
 
 
 def test_variate_stores_two_rows_at_any_order() -> None:
@@ -52,6 +52,20 @@ def test_what_lies_beside_its_first_coefficient_is_stacked_where_it_lies() -> No
     # Where less is kept than there is, what is beyond the order goes.
     cut = Series.beside(torch.zeros(2), room, order=1)
     assert cut.coefficients.tolist() == [[0.0, 0.0], [0.0, 1.0]]
+
+
+def test_rows_that_lie_one_after_the_other_are_a_stack_as_they_are() -> None:
+    block = torch.arange(24.0).view(3, 2, 4)
+    apart = [
+        *([row.T for row in block], [block[0], block[2]], [block[1], block[0]], [block[0]] * 2),
+        *([*block[:2], torch.ones(2, 4)], [block[0], block[1].clone(), block[2]]),
+    ]
+    with torch.no_grad():
+        assert stack_of(block.unbind()).data_ptr() == block.data_ptr()
+        for rows in apart:
+            stack = stack_of(rows)
+            assert torch.equal(stack, torch.stack(rows))
+            assert stack.untyped_storage().data_ptr() != block.untyped_storage().data_ptr()
 
 
 def test_order_zero_variate_is_its_centre() -> None:
