@@ -17,7 +17,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -262,6 +262,9 @@ def run(call: Call) -> Any:
 
     if entry.kind == "constant":
         return call.plain()
+    if entry.parts is not None and (moving or held):
+        # Whether a program of ops is 0 at 0 is not looked into.
+        return Form(True) if call.node is not None else entry.parts(partial(_step, call), *call.args, **call.kwargs)
     if held and not moving:
         # What only held values reach is held as well.
         origin = next(leaf.origin for name in held for leaf in map(_open, call.leaves[name]) if isinstance(leaf, Held))
@@ -272,6 +275,15 @@ def run(call: Call) -> Any:
         # A gate's own argument goes through it, what it divides by or weighs with does not.
         return again(bound.keys() - entry.absorbs if entry.held is not None else ())
     return _pass(call, moving)
+
+
+def _step(call: Call, op: Callable[..., Any], *args: Any) -> Any:
+    """One op of those that a call consists of."""
+    if not is_marked(args):
+        return execute(op, args, {})
+    entry = find_rule(op)
+    assert entry is not None
+    return run(Call(op, entry, args, {}, call.gates, call.where, call.halves, call.shared))
 
 
 def _pass(call: Call, moving: Mapping[str, int]) -> Any:

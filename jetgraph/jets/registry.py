@@ -70,6 +70,8 @@ class Registration:
     """Arguments that only name a shape or a dtype; how their values vary does not count."""
     complex_values: bool = False
     """The rule holds for complex values as well as for real ones."""
+    parts: Callable[..., Any] | None = None
+    """`parts(step, *args)`: the op as a program of others, of which each is `step(op, *args)`; frozen, it is these."""
 
     def affine_in(self, bound: Mapping[str, Any], moving: Mapping[str, int]) -> bool:
         """Affine jointly in the arguments named in `moving`."""
@@ -132,6 +134,7 @@ def register_rule(
     absorbs: str = "",
     unread: str = "",
     complex_values: bool | None = None,
+    parts: Callable[..., Any] | None = None,
     replace: bool = False,
 ) -> Any:
     """Give an op its Taylor rule, as a call or as a decorator.
@@ -145,7 +148,8 @@ def register_rule(
     give a shape or a dtype. `gate`, `held`, `held_when`, `line`, `through_zero` and `absorbs` say what happens when the
     op is frozen, and `added` what its constant part is made of (see `Registration` and `jetgraph.Freeze`).
     `complex_values` says that the rule holds for complex values too; rules of the kinds constant, linear and bilinear
-    do, unless told otherwise.
+    do, unless told otherwise. Of an op that is a program of others, such as a recurrent cell, `parts(step, *args)` runs
+    it by `step(op, *args)`, and each of these is frozen by itself.
 
     Raises
     ------
@@ -191,6 +195,7 @@ def register_rule(
         frozenset(absorbs.split()),
         frozenset(unread.split()),
         kind in ("constant", "linear", "bilinear") if complex_values is None else complex_values,
+        parts,
     )
     return rule
 

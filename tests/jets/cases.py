@@ -476,8 +476,8 @@ def _compact(a: np.ndarray) -> np.ndarray:
 
 
 TALL = V((3, 2), 0.5, 2.0)
-by_definition("linalg_svd.default", _svd, SQUARE)
 by_definition("linalg_svd.default", _svd, TALL, False)
+by_definition("linalg_svd.default", _svd, SQUARE)
 by_definition("linalg_svdvals.default", _roots_of_gram, V((2, 3), 0.5, 2.0))
 by_definition("linalg_matrix_norm.str_ord", lambda a, ord: np.sum(_roots_of_gram(a)), TALL, "nuc")
 by_definition("linalg_matrix_norm.default", lambda a, ord: _roots_of_gram(a)[1], SQUARE, -2)

@@ -202,6 +202,62 @@ def test_what_is_held(function: Callable[[Tensor], Tensor], slope: Callable[[Ten
     assert leaves_constant(graph.nodes, graph.inputs[0]) == bool(rest.abs().max() > 1e-8)
 
 
+def test_recurrences_are_frozen_as_what_they_consist_of() -> None:
+    """Cells and layers against the same written out in operators, gates by gates, over three positions."""
+    torch.manual_seed(0)
+    weights = [_random(4 * D, D) / 3, _random(4 * D, D) / 3, _random(4 * D), _random(4 * D)]
+    start = torch.zeros(2, D, dtype=torch.float64)
+
+    def lstm(x: Tensor, step: Callable[..., Any]) -> Tensor:
+        state, made = (start, start), []
+        for one in x.unbind(1):
+            state = step(one, state)
+            made.append(state[0])
+        return torch.stack(made, 1)
+
+    def lstm_step(x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        read, kept = F.linear(x, weights[0], weights[2]), F.linear(state[0], weights[1], weights[3])
+        i, f, g, o = (kept + read).chunk(4, 1)
+        cell = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(cell), cell
+
+    def gru(x: Tensor) -> Tensor:
+        w = [weight[: 3 * D] for weight in weights]
+        read, kept = F.linear(x, w[0], w[2]).chunk(3, 1), F.linear(x.tanh(), w[1], w[3]).chunk(3, 1)
+        reset, update = torch.sigmoid(kept[0] + read[0]), torch.sigmoid(kept[1] + read[1])
+        new = torch.tanh(read[2] + kept[2] * reset)
+        return (x.tanh() - new) * update + new
+
+    def rnn(x: Tensor) -> Tensor:
+        w = [weight[:D] for weight in weights]
+        return torch.tanh(F.linear(x, w[1], w[3]) + F.linear(x, w[0], w[2]))
+
+    aten, fewer = torch.ops.aten, [weight[: 3 * D] for weight in weights]
+    pairs: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor]] = [
+        (
+            lambda x: lstm(x, lambda one, state: aten.lstm_cell(one, state, *weights)),
+            lambda x: lstm(x, lstm_step),
+            _random(2, 3, D),
+        ),
+        (
+            lambda x: aten.lstm(x, [start[None], start[None]], weights, True, 1, 0.0, False, False, True)[0],
+            lambda x: lstm(x, lstm_step),
+            _random(2, 3, D),
+        ),
+        (lambda x: aten.gru_cell(x, x.tanh(), *fewer), gru, _random(2, D)),
+        (lambda x: aten.rnn_tanh_cell(x, x, *(weight[:D] for weight in weights)), rnn, _random(2, D)),
+    ]
+    for whole, written, h in pairs:
+        t = _random(*h.shape)
+        found, expected = _applied(whole, h, t), _applied(written, h, t)
+        assert expected.coefficient(1).abs().max() > 0.1
+        torch.testing.assert_close(found.stacked(), expected.stacked())
+        graph = Graph(whole, h)
+        assert leaves_constant(graph.nodes, graph.inputs[0])
+        with pytest.raises(JetGraphError, match="neither affine nor held"):
+            _applied(whole, h, t, Freeze(gates=("norm",)))
+
+
 @pytest.mark.parametrize(
     ("function", "gates", "culprit"),
     [

@@ -743,8 +743,9 @@ def _of_a_number(op: Any) -> Iterator[list[Any]]:
             return
 
 
-OF_NO_NUMBER = ("var", "std", "mT.", "acosh.")
-"""No ops of a number below 1: there is no variance of one, and a transpose of one is warned of."""
+OF_NO_NUMBER = ("var", "std", "mT.", "acosh.", "special_zeta.", "special_gammainc", "igamma")
+"""No ops of a number below 1: there is no variance of one, and a transpose of one is warned of; the first
+argument of the last ones has to stand still."""
 
 
 def test_a_number_has_a_dim() -> None:

@@ -34,7 +34,7 @@ def _cell(op: Any, definition: Callable[..., Any]) -> None:
         result = definition(step, *args)
         return tuple(cast(part, dtype) for part in result) if isinstance(result, tuple) else cast(result, dtype)
 
-    register_rule(op, rule)
+    register_rule(op, rule, parts=definition)
 
 
 def _preactivations(step: Step, x: Any, h: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> Any:
