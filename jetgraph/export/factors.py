@@ -5,11 +5,14 @@
     h + a·(f − b·h + c·g)    → (1 − a·b)·h + a·f + a·c·g, and so on for differences within differences
     (h + f) − h              → f, and 2·h − h + f  → h + f, and h + f(h) + f(h)  → h + 2·f(h)
     a·(b·h₀ + c·h₁) + d·h₂   → a·b·h₀ + a·c·h₁ + d·h₂
+    g(h)·(h + f(h))          → g(h)·h + g(h)·f(h)
 
 A factor is a number or a tensor, learned or made of the stream. It is distributed where what it multiplies takes away
 what the whole adds: such a sum is a difference from the stream and no point of it, unlike h + f(h) in
 w·h + v·(h + f(h)), and unlike one that is read more than once. It is distributed too where what it multiplies
-weighs values that are read elsewhere, as a running mean of layers does. Values stay as they are up to rounding.
+weighs values that are read elsewhere, as a running mean of layers does, and where it is made of the same value as the
+sum that it multiplies, and not of that, and the product is no summand: from the sum alone no way leads on then, as in
+an autoregressive flow. Values stay as they are up to rounding.
 """
 
 from __future__ import annotations
@@ -37,6 +40,39 @@ def distribute_over_differences(graph: fx.Graph) -> None:
         while total is not None:
             total = _distribute(total)
     graph.eliminate_dead_code()
+
+
+def distribute_over_own_sums(graph: fx.Graph) -> None:
+    """Rewrite g(h)·(h + f(h)) in place, with g made of h and not of the sum, which nothing else reads."""
+    for node in list(graph.nodes):
+        found = next(((total, factor) for total, factor in _steps(node) if _is_own(node, total, factor)), None)
+        if found is None:
+            continue
+        total, factor = found
+        write = _Writer(node)
+        with graph.inserting_before(node):
+            result = reduce(write.sum, [write.multiple(_Multiple(leaf, (factor,))) for leaf in _leaves(total)])
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _is_own(node: fx.Node, total: fx.Node, factor: _Factor) -> bool:
+    # In w·h + v·(h + f(h)) the sum is a point that is weighed with another one.
+    if any(map(_is_add, node.users)):
+        return False
+    if not (isinstance(factor.value, fx.Node) and _is_add(total) and len(total.users) == 1 and _is_full(total, node)):
+        return False
+    leaves = list(_leaves(total))
+    # Without its mean a value is centred, as norms do it, and no sum of two.
+    if not all(_is_full(leaf, total) for leaf in leaves) or is_made_of(factor.value, total):
+        return False
+    return any(
+        len(leaf.users) > 1
+        and is_made_of(factor.value, leaf)
+        and all(other is leaf or is_made_of(other, leaf) for other in leaves)
+        for leaf in leaves
+    )
 
 
 def _collected(total: fx.Node) -> fx.Node | None:

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from jetgraph.export.cells import write_out_steps
-from jetgraph.export.factors import distribute_over_differences
+from jetgraph.export.factors import distribute_over_differences, distribute_over_own_sums
 from jetgraph.export.masks import call_attention_as_models_do
 from jetgraph.export.stacks import nest_stacks, write_sums_over_stacks
 from jetgraph.export.updates import write_updates_as_sums
@@ -54,6 +54,7 @@ def normalise(graph: fx.Graph) -> None:
     _write_sums_as_adds(graph)
     _drop_zeros(graph)
     distribute_over_differences(graph)
+    distribute_over_own_sums(graph)
     write_updates_as_sums(graph)
     _write_open_ends_as_none(graph)
     _nest_concatenations(graph)
@@ -184,7 +185,7 @@ def _is_zeros(value: Any) -> bool:
     return at is None or value.args[at] in (0, False)
 
 
-_FILLED_AT = {
+_FILLED_AT: dict[Any, int | None] = {
     aten.zeros.default: None, aten.zeros_like.default: None, aten.new_zeros.default: None, aten.full.default: 1,
     aten.full_like.default: 1, aten.new_full.default: 2, aten.scalar_tensor.default: 0,
 }  # fmt: skip

@@ -151,6 +151,14 @@ def fast_weights(net: Net, x: Tensor) -> Tensor:
     return net.head(h)
 
 
+def autoregressive(net: Net, x: Tensor) -> Tensor:
+    """A flow that shifts first, and scales the whole sum by what is made of the value before it."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        h = ((h - block(h)) * torch.sigmoid(net.gate(h))).flip(-1)
+    return net.head(net.norm(h))
+
+
 def by_halves(net: Net, x: Tensor) -> Tensor:
     """Every other position is worked on by itself; in the end they take turns again."""
     h = net.stem(x[:, 1:])
@@ -171,6 +179,7 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     experts: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     of_a_set: ([("identity", "blocks.0"), ("identity", "blocks.1")], 2),
     fast_weights: ([("identity", ""), ("identity", "")], 12),
+    autoregressive: ([("gated", "blocks.0"), ("gated", "blocks.1")], 0),
     by_halves: ([("identity", "blocks")], 0),
 }
 """By net, the joins of its stream with what their branches are named after, and how many others are nested in them."""

@@ -86,7 +86,8 @@ def added_to_a_projection(net: Net, h: Tensor) -> Tensor:
 
 def halting(net: Net, h: Tensor) -> Tensor:
     """States by the probability to halt there, of which the first is made of that state alone."""
-    left, mean = 1.0, 0.0
+    left: Any = 1.0
+    mean: Any = 0.0
     for block, halts in zip(net.blocks[:3], (0, 1, None), strict=True):
         h = h + block(h)
         chance = 1.0 if halts is None else torch.sigmoid(h[..., halts : halts + 1])
