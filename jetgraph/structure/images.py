@@ -20,6 +20,7 @@ from jetgraph.structure.operators import (
     is_float_tensor,
     is_mixing,
     packet_of,
+    surrounds,
 )
 
 RANK: dict[SkipKind, int] = {"identity": 0, "scaled": 1, "projection": 2, "gated": 3, "concat": 4}
@@ -47,10 +48,13 @@ def image_kind(flow: Dataflow, node: fx.Node) -> SkipKind:
 
 
 def keeps_channels(flow: Dataflow, way: Iterable[fx.Node]) -> bool:
-    """These operators give each channel a factor and a constant of its own, as batch norms in evaluation do."""
+    """These operators give each channel a factor and a constant of its own, as batch norms in evaluation do, or put
+    constants around what they read.
+    """
     return all(
         image_kind(flow, node) != "projection"
         or packet_of(flow.carriers[node][0] if node.target is getitem else node) in FIXED_NORMS
+        or surrounds(node)
         for node in way
     )
 
