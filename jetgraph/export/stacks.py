@@ -3,7 +3,7 @@
     sum(stack([a, b, …], d), d)                 → a + b + …, and mean's like
     sum(stack([a, b, …], d) · w, d)             → a·w₀ + b·w₁ + …, with w's entries along d
     einsum("n…,n->…", stack([a, b, …]), w)      → the same
-    stack([a, b, c], d) after stack([a, b], d)  → cat(stack([a, b], d), unsqueeze(c, d))
+    stack([a, b, c], d) after stack([a, b], d)  → cat(cat(a, b), c) of unsqueezed values
 
 So a weighted sum of layers is one of points, however it is spelled. Where weights are made of the stack itself, as in
 attention over layers, that is a value of which the sum is a function, and stays whole.
@@ -53,6 +53,9 @@ def nest_stacks(graph: fx.Graph) -> None:
         for other, pieces, _ in sorted(inside, key=lambda one: -len(one[1])):
             at = next((at for at in (0, len(parts) - len(pieces)) if parts[at : at + len(pieces)] == pieces), None)
             if at is not None:
+                if other.target is aten.stack.default:
+                    other = _laid_side_by_side(other, pieces, dim)
+                    earlier = [(other if one[1] is pieces else one[0], *one[1:]) for one in earlier]
                 with graph.inserting_before(node):
                     ends = [
                         [_unsqueezed(part, dim) for part in some] for some in (parts[:at], parts[at + len(pieces) :])
@@ -63,6 +66,16 @@ def nest_stacks(graph: fx.Graph) -> None:
                 graph.erase_node(node)
                 break
         earlier.append((whole, parts, dim))
+
+
+def _laid_side_by_side(stack: fx.Node, parts: Sequence[Any], dim: int) -> fx.Node:
+    """A stack that grows later on, as a concatenation, which what it grows by is put beside likewise."""
+    with stack.graph.inserting_before(stack):
+        whole = _like(stack, aten.cat.default, [_unsqueezed(part, dim) for part in parts], dim)
+    whole.meta = dict(stack.meta)
+    stack.replace_all_uses_with(whole)
+    stack.graph.erase_node(stack)
+    return whole
 
 
 def _is_float(node: fx.Node) -> bool:

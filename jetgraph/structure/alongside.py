@@ -25,7 +25,7 @@ from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.images import held_image
 from jetgraph.structure.joins import find_joins, find_sums, flattened, is_inside, only_steers, with_depth
 from jetgraph.structure.lines import gates
-from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes, packet_of
+from jetgraph.structure.operators import IDENTITY, SCALES, aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import chains
@@ -229,6 +229,18 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
         """The one starts with what a branch of the other is made of, and is read elsewhere too."""
         return any(one[0].fork in branch.region.node_set for join in other for branch in join.branches)
 
+    def goes_on_beside(one: Sequence[Join], other: Sequence[Join]) -> bool:
+        """The one adds what the other has made, and later on what that has made by then; or does so once, where the
+        other starts apart, and is no branch of a point. What every layer adds alike is a condition.
+        """
+        made = {join.node: join for join in other}
+        given = [node for join in one for node in join.injections if node in flow]
+        given += [each.node for join in one for each in join.branches if each.region.entry is not join.fork]
+        read = (gates(flow, operand, made) for operand in given)
+        added = [node for nodes in read if len(nodes) == 1 for node in nodes]
+        once = len(added) == 1 and not flow.depends(other[0].fork, one[0].fork)
+        return once or len(set(added)) > 1
+
     pairs = [
         (one, other)
         for one, other in permutations(outer_chains, 2)
@@ -236,15 +248,25 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
         or splits_from(one, other)
         or (reads(one, other) and begins_in(one, other))
         or (starts_from(one, other) and starts_from(other, one))
+        or goes_on_beside(one, other)
     ]
-    # Where streams exchange what they have made, two forks at least are made of the same ends.
-    chain_of = {join.node: chain for chain in outer_chains for join in chain}
-    ends = {join.node: join for chain in outer_chains for join in chain}
+    pairs += _forking_together(flow, outer_chains)
+    return tuple(dict.fromkeys(join for pair in pairs for chain in pair for join in chain))
+
+
+def _forking_together(flow: Dataflow, outer: Sequence[list[Join]]) -> Iterator[tuple[list[Join], list[Join]]]:
+    """The chains of joins that fork from what several have made, with the chains of these."""
+    chain_of = {join.node: chain for chain in outer for join in chain}
+    ends = {join.node: join for chain in outer for join in chain}
     made = {join.fork: (join, read) for join in ends.values() if len(read := gates(flow, join.fork, ends)) > 1}
+    # Where streams exchange what they have made, two forks at least are made of the same ends.
     for (one, these), (other, those) in permutations(made.values(), 2):
         if len(these & those) > 1:
-            pairs += [(chain_of[one.node], chain_of[node]) for node in (other.node, *these & those)]
-    return tuple(dict.fromkeys(join for pair in pairs for chain in pair for join in chain))
+            yield from ((chain_of[one.node], chain_of[node]) for node in (other.node, *these & those))
+    # Where one forks from what several have made, they were one state before it; layers of one fork are its branches.
+    for join, read in made.values():
+        if len({id(chain_of[node]) for node in read}) > 1 and len({ends[node].fork for node in read}) > 1:
+            yield from ((chain_of[join.node], chain_of[node]) for node in read)
 
 
 def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[_Walk, Lying]]:
@@ -264,8 +286,9 @@ def _all_walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
     last = max(flow.positions[join.node] for join in group)
     cuts = _cuts(flow, flow.nodes[first : last + 1])
     ends = [node for node in cuts if _is_whole_sum(node)]
+    joined = {join.node for join in group}
     while ends:
-        walk = _walk(flow, cuts, ends)
+        walk = _walk(flow, cuts, ends, joined)
         if walk is None:
             return
         past = flow.positions[walk.steps[-1].at]
@@ -304,11 +327,12 @@ def _is_sum(node: fx.Node) -> bool:
     return node.target is aten.add.Tensor and not only_steers(node)
 
 
-def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node]) -> _Walk | None:
+def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collection[fx.Node]) -> _Walk | None:
     """The first walk there is; it starts at one value, or at as many as the state after it has, if that can be, and
     with nothing that its states have no more further on, such as what a layer goes on reading in its midst; and its
     values fit side by side, as those of a stream and scores of an attention do not.
     """
+    grown: _Walk | None = None
     other: _Walk | None = None
     # What goes on from a start is live at many ends, and is looked at once for all of them.
     known: dict[fx.Node, dict[fx.Node, _Next | None]] = {at: {} for at in cuts}
@@ -322,11 +346,14 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node]) -> _Walk | None:
         if not beginnings:
             continue
         at, start, step = min(beginnings, key=lambda one: (len(one[1]) != len(one[2].nexts), len(one[1])))
-        walk = _Walk(at, start, tuple(_steps(flow, cuts, ends, step)))
-        if len(start) in (1, len(step.nexts)) and not _loses(walk) and lying(walk.values) is not None:
-            return walk
-        other = other or walk
-    return other
+        walk = _Walk(at, start, _left(flow, start, tuple(_steps(flow, cuts, ends, joined, step))))
+        if _loses(walk) or lying(walk.values) is None:
+            other = other or walk
+        elif len(start) in (1, len(step.nexts)):
+            return max(filter(None, (walk, grown)), key=lambda one: len(one.steps))
+        else:
+            grown = grown or walk
+    return grown or other
 
 
 def _loses(walk: _Walk) -> bool:
@@ -334,7 +361,9 @@ def _loses(walk: _Walk) -> bool:
     return any(1 < len(step.nexts) < len(walk.start) for step in walk.steps[:-1])
 
 
-def _steps(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], step: _Step | None) -> Iterator[_Step]:
+def _steps(
+    flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collection[fx.Node], step: _Step | None
+) -> Iterator[_Step]:
     """A step and those after it.
 
     Where the next one mixes values of the state by what is learned before it adds to them, as where the resolutions of
@@ -344,7 +373,7 @@ def _steps(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], step: _Step | No
         yield step
         state, past = step.state, flow.positions[step.at]
         later = {node: live for node, live in cuts.items() if flow.positions[node] > past}
-        following = _following(flow, state, later, ends)
+        following = _following(flow, state, later, ends, joined)
         if following is None:
             # The last layer's sum may go on into one that reads the other streams as well.
             inner = [node for node in later if _is_sum(node) and node not in ends]
@@ -357,10 +386,29 @@ def _steps(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], step: _Step | No
         step = following
 
 
+def _left(flow: Dataflow, start: Sequence[fx.Node], steps: Sequence[_Step]) -> tuple[_Step, ...]:
+    """The steps up to where the last one that adds is left, and a layer that only one value goes on with begins to be
+    taken for steps that mix.
+    """
+    number = 1 + max((at for at, step in enumerate(steps) if any(each.branches for each in step.nexts)), default=-1)
+    states = [start, *(step.state for step in steps)]
+    while number < len(steps) and not _is_mixed(flow, states[number], steps[number]):
+        number += 1
+    return tuple(steps[:number])
+
+
 def _following(
-    flow: Dataflow, state: Sequence[fx.Node], cuts: Cuts, ends: Sequence[fx.Node], *, affine: bool = False
+    flow: Dataflow,
+    state: Sequence[fx.Node],
+    cuts: Cuts,
+    ends: Sequence[fx.Node],
+    joined: Collection[fx.Node] = (),
+    *,
+    affine: bool = False,
 ) -> _Step | None:
-    """The first step from a state to one of these; to a state of more values only where there is no other."""
+    """The first step from a state to one of these; to a state of more values only where there is no other, or none but
+    with whole joins in its branches.
+    """
     larger: _Step | None = None
     for at, live in cuts.items():
         if at in ends:
@@ -368,7 +416,8 @@ def _following(
         else:
             step = None if affine else _map(flow, state, at, live)
         if step is not None and len(step.nexts) <= len(state):
-            return step
+            branches = [branch for each in step.nexts for branch in each.branches]
+            return larger if larger and any(node in joined for node in _way(flow, state, branches)) else step
         larger = larger or step
     return larger
 
@@ -488,6 +537,13 @@ def _next(flow: Dataflow, state: Sequence[fx.Node], node: fx.Node) -> _Next | No
     return _Next(node, tuple(skip), tuple(branches), tuple(injections), tuple(sorted(homes)), tuple(gates))
 
 
+def _is_zero(node: fx.Node) -> bool:
+    """A state that starts at zero, or a multiple of it."""
+    while packet_of(node) in IDENTITY | SCALES and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return packet_of(node) in (aten.zeros, aten.zeros_like, aten.new_zeros)
+
+
 def _way(
     flow: Dataflow, state: Sequence[fx.Node], ends: Sequence[fx.Node], held: Sequence[fx.Node] = ()
 ) -> tuple[fx.Node, ...]:
@@ -533,7 +589,7 @@ class _Writer(Pieces):
         """
         added: dict[int, list[list[fx.Node]]] = {}
         for place, each in enumerate(step.nexts):
-            for node in (*each.branches, *each.injections):
+            for node in (*each.branches, *(node for node in each.injections if not _is_zero(node))):
                 inner = _way(self.flow, nodes, [node]) if node in each.branches else ()
                 last = max((self.flow.positions[one] for one in inner if mixes(one)), default=-1)
                 added.setdefault(last, [[] for _ in step.nexts])[place].append(self._spread(node, each))

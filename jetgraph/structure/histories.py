@@ -8,7 +8,7 @@ The list is the state. It is written as one tensor, which each layer reads and l
 
     H₁ = cat(x₀, x₁),    H₂ = cat(H₁, f₂(a H₁[…] + b H₁[…])), …
 
-joins of kind `concat`. Values stay as they are.
+joins of kind `concat`. The weights are numbers, parameters, or made of the list itself. Values stay as they are.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from jetgraph.jets.registry import readers
+from jetgraph.jets.registry import is_affine, readers
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.images import RANK, affine_history
+from jetgraph.structure.images import RANK, image_kind
 from jetgraph.structure.joins import flattened
 from jetgraph.structure.operators import aten, is_float_tensor
 from jetgraph.structure.pieces import Pieces, cleaned, copy_of, lying
@@ -74,20 +74,28 @@ def _weighings(flow: Dataflow) -> Iterator[_Weighing]:
 
 
 def _value(flow: Dataflow, operand: fx.Node) -> fx.Node:
-    """What an operand is a multiple of: the nearest value that others read too, or else the furthest one."""
-    value = operand
-    for value, kind in affine_history(flow, operand):
-        if len(readers(value)) > 1:
-            return value
-        above = flow.carriers[value]
-        if RANK[kind] > RANK["scaled"] or len(above) != 1 or not _is_multiple(flow, value):
-            return value
+    """What an operand is a multiple of, by numbers or by weights that are made of the stream: the nearest value that
+    others read too, or else the furthest one.
+    """
+    value, above = operand, _multiplied(flow, operand)
+    while above is not None and len(readers(value)) == 1:
+        value, above = above, _multiplied(flow, above)
     return value
 
 
-def _is_multiple(flow: Dataflow, node: fx.Node) -> bool:
-    """A node is a multiple of the one that it reads of the flow."""
-    return any(RANK[kind] <= RANK["scaled"] for above, kind in affine_history(flow, node) if above is not node)
+def _multiplied(flow: Dataflow, node: fx.Node) -> fx.Node | None:
+    """What a node is a multiple of, if it is one; of two values of its shape, that which others read too."""
+    above = [
+        parent
+        for parent in flow.carriers[node]
+        if is_float_tensor(parent)
+        and "shape" in node.meta
+        and parent.meta["shape"] == node.meta["shape"]
+        and is_affine(node, lambda other, parent=parent: other is parent)
+        and RANK[image_kind(flow, node)] <= RANK["scaled"]
+    ]
+    shared = [parent for parent in above if len(readers(parent)) > 1]
+    return next(iter(shared if len(above) > 1 else above), None)
 
 
 def _chain(first: _Weighing, later: Sequence[_Weighing]) -> list[_Weighing]:
@@ -103,7 +111,7 @@ def _chain(first: _Weighing, later: Sequence[_Weighing]) -> list[_Weighing]:
 def _is_list(flow: Dataflow, chain: Sequence[_Weighing], values: Sequence[fx.Node]) -> bool:
     """Each value after the first one is made by a layer that reads one of the sums, or the first value."""
     sums = [each.node for each in chain]
-    if len(chain) < 3:
+    if len(chain) < 3 or any(_is_weighed_from_before(flow, value, chain[-1], values) for value in chain[-1].values):
         return False
     for value in values[1:]:
         above = [node for node in (values[0], *sums) if flow.depends(value, node)]
@@ -111,3 +119,12 @@ def _is_list(flow: Dataflow, chain: Sequence[_Weighing], values: Sequence[fx.Nod
         if last is None or not flow.dominates(last, value) or flow.region(last, value).affine:
             return False
     return True
+
+
+def _is_weighed_from_before(flow: Dataflow, value: fx.Node, last: _Weighing, values: Sequence[fx.Node]) -> bool:
+    """A weight in the last sum was made of the stream before the list was whole: it is no function of that."""
+    made = flow.positions[values[-1]]
+    others = [other for other in values if other is not value]
+    way = flow.region(value, last.node, others)
+    read = (*way.nodes, *way.context.difference(values))
+    return any(flow.positions[node] < made and flow.depends(node, values[0]) for node in read)

@@ -19,6 +19,7 @@ from jetgraph.structure.operators import (
     is_float_tensor,
     is_mixing,
     packet_of,
+    surrounds,
 )
 
 RANK: dict[SkipKind, int] = {"identity": 0, "scaled": 1, "projection": 2, "gated": 3, "concat": 4}
@@ -46,10 +47,13 @@ def image_kind(flow: Dataflow, node: fx.Node) -> SkipKind:
 
 
 def keeps_channels(flow: Dataflow, way: Iterable[fx.Node]) -> bool:
-    """These operators give each channel a factor and a constant of its own, as batch norms in evaluation do."""
+    """These operators give each channel a factor and a constant of its own, as batch norms in evaluation do, or put
+    constants around what they read.
+    """
     return all(
         image_kind(flow, node) != "projection"
         or packet_of(flow.carriers[node][0] if node.target is getitem else node) in FIXED_NORMS
+        or surrounds(node)
         for node in way
     )
 
@@ -218,13 +222,12 @@ def is_of_several(flow: Dataflow, node: fx.Node) -> bool:
 
 
 def fills(operand: fx.Node, total: fx.Node) -> bool:
-    """An operand of a sum has all its sizes, and is not spread along a dimension; two formulas of sizes that are added
-    are equal, as where every other position is taken, and both halves are put together again.
+    """An operand of a sum is repeated along no dimension of it. Open sizes may be written in several ways, which are
+    equal where they are added: as where every other position is taken, and both halves are put together again.
     """
     own, whole = operand.meta["shape"], total.meta["shape"]
     return same_size(operand, total) or (
-        len(own) == len(whole)
-        and all(one == other or {type(one), type(other)} == {str} for one, other in zip(own, whole, strict=True))
+        len(own) == len(whole) and not any(one == 1 != size for one, size in zip(own, whole, strict=True))
     )
 
 

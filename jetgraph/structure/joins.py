@@ -23,6 +23,7 @@ from jetgraph.structure.images import (
     affine_past,
     fills,
     gated_history,
+    held_image,
     is_of_several,
     keeps_channels,
     same_size,
@@ -138,7 +139,10 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     apart = any(not _holds(other, join.fork) for other in inside) and all(
         other.fork is not join.fork for other in inside
     )
-    added = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
+    # What reads another point than the fork comes from there, by factors of its own.
+    elsewhere = {branch.node: branch.region.entry for branch in join.branches if branch.region.entry is not join.fork}
+    operands = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
+    added = [elsewhere.get(node, node) for node in operands]
     given = any(not any(_holds(other, node) for node in added) for other in inside)
     return (apart and not is_point(flow, join.fork, by_node)) or given or (bool(holders) and only_steers(join.node))
 
@@ -314,10 +318,10 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
         keeps = not total.concat and kind in KEEPING
         if not (keeps and any(reads_elsewhere(flow, region, skip) for region in regions)):
             return None
-    # Two linear layers side by side are one linear layer, and none of them a skip; a norm by kept statistics is one.
-    # Put side by side, a value and linear images of it are one as well.
-    normed = not total.concat and keeps_channels(flow, flow.between(fork, skip))
-    if (total.concat or (kind == "projection" and not normed)) and all(region.affine for region in regions):
+    # Two linear layers side by side are one linear layer, and none of them a skip; a norm by kept statistics is one, as
+    # is a value with zeros around it. Put side by side, a value and linear images of it are one as well.
+    kept = not total.concat and keeps_channels(flow, flow.between(fork, skip))
+    if (total.concat or (kind == "projection" and not kept)) and all(region.affine for region in regions):
         return None
     return _over(total, "concat" if total.concat else kind, flow.region(fork, skip), fork, regions)
 
@@ -569,6 +573,9 @@ def _without_skip(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
         fork = flow.bottleneck(fork)
     if fork is None or not all(flow.depends(operand, fork) for operand in flowing):
         return None
+    points = (node for node in (fork, *by_node) if all(flow.depends(operand, node) for operand in flowing))
+    if held_image(flow, total.node, (max(points, key=flow.positions.__getitem__),)) is not None:
+        return None  # What a point has is weighed here, and nothing is added to it.
     regions = [flow.region(fork, operand) for operand in flowing]
     if any(region.affine or not any(mixes(node) for node in region.nodes) for region in regions):
         return None

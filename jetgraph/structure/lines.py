@@ -503,7 +503,9 @@ def read_alone(flow: Dataflow, operand: fx.Node, points: Sequence[fx.Node]) -> R
         return region
     for node, factors in factored(flow, operand):
         image = reading(flow, node, points)
-        if image is None or not image.affine or any(_is_image(flow, factor, points) for factor in factors):
+        # Of two values of one size, either could be the factor; one number for many places is no point of a stream.
+        alike = [factor for factor in factors if same_size(factor, node)]
+        if image is None or not image.affine or any(_is_image(flow, factor, points) for factor in alike):
             continue
         whole = flow.region(image.entry, operand, [factor for factor in factors if flow.depends(factor, points[0])])
         if whole.affine and not any(flow.depends(node, points[0]) for node in whole.side if node not in whole.held):

@@ -91,6 +91,16 @@ def mixes(node: fx.Node) -> bool:
     return is_mixing(node) or (packet_of(node) in _WEIGHTLESS and is_floating(node))
 
 
+def surrounds(node: fx.Node) -> bool:
+    """The operator puts constants around a value, of which it takes nothing away."""
+    if packet_of(node) not in (aten.pad, aten.constant_pad_nd):
+        return False
+    given = arguments(node)
+    amounts = given["pad"]
+    assert isinstance(amounts, list | tuple)
+    return given.get("mode", "constant") == "constant" and all(not isinstance(one, int) or one >= 0 for one in amounts)
+
+
 Level = tuple[int, tuple[str, ...]]
 """A number of places, as its known factors and its open ones."""
 

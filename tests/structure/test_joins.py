@@ -166,6 +166,92 @@ def by_halves(net: Net, x: Tensor) -> Tensor:
     return net.head(torch.stack([even, odd], 2).flatten(1, 2) + h)
 
 
+def weighed_layers(net: Net, x: Tensor) -> Tensor:
+    """Each layer reads a weighted sum of all that was made, by weights that the last one makes."""
+    h = net.stem(x)
+    made = [h]
+    for block in net.blocks:
+        made.append(block(h))
+        weights = net.adapter(torch.cat([made[-1], made[-1]], -1)).softmax(-1)
+        h = sum(weights[..., at : at + 1] * each for at, each in enumerate(made))  # type: ignore[assignment]
+    return net.head(net.norm(h))
+
+
+def attending(net: Net, x: Tensor) -> Tensor:
+    """Attention over layers, of which the first reads the stem alone."""
+    h = net.stem(x)
+    made = [h]
+    for block in net.blocks:
+        made.append(block(h))
+        values = torch.stack(made, -2)
+        h = ((net.norm(values) @ net.gate.weight[0]).softmax(-1)[..., None] * values).sum(-2)
+    return net.head(net.norm(h))
+
+
+def weighed_from_before(net: Net, x: Tensor) -> Tensor:
+    """The same with weights that the stem makes for all layers, and no list has: a join whose skip is the stem."""
+    h = net.stem(x)
+    made, mean = [h], h.mean(1, keepdim=True)
+    weights = net.adapter(torch.cat([mean, mean], -1)).softmax(-1)
+    for block in net.blocks:
+        made.append(block(h))
+        h = sum(weights[..., at : at + 1] * each for at, each in enumerate(made))  # type: ignore[assignment]
+    return net.head(net.norm(h))
+
+
+def reading_all(net: Net, x: Tensor) -> Tensor:
+    """What each layer reads is a sum of all points by weights of the last, and no point itself."""
+    h = net.stem(x)
+    points = [h]
+    for block in net.blocks:
+        weights = net.head(h).softmax(-1)
+        h = h + block(sum(weights[..., at : at + 1] * point for at, point in enumerate(points)))  # type: ignore[arg-type]
+        points.append(h)
+    return net.head(net.norm(h))
+
+
+def towers(net: Net, x: Tensor) -> Tensor:
+    """Two streams that end in one."""
+    a, b = net.stem(x), net.up(x[..., :2])
+    a = a + net.blocks[0](a)
+    a = a + net.blocks[1](a)
+    b = b + net.blocks[2](b)
+    h = net.adapter(torch.cat([a, b], -1))
+    h = h + net.blocks[0](h)
+    return net.head(net.norm(h))
+
+
+def pathways(net: Net, x: Tensor) -> Tensor:
+    """A narrow stream that is added to the wide one after each stage, and goes on beside it to the end."""
+    s, f = net.stem(x), net.side(net.stem(x.flip(-1)))
+    for block in net.blocks[:2]:
+        s = s + block(s)
+        f = f + net.unit(f)
+        s = s + net.up(f)
+    s = s + net.blocks[2](s)
+    return net.head(s + net.up(f))
+
+
+def oscillating(net: Net, x: Tensor) -> Tensor:
+    """Coupled oscillators, whose speed starts at zero; their input is a layer's of where they start."""
+    y = net.stem(x)
+    e, z = net.up(net.side(y)), torch.zeros_like(y)
+    for _ in range(3):
+        z = z + 0.2 * (torch.tanh(net.adapter(torch.cat([y, z], -1)) + e) - 0.5 * y - 0.3 * z)
+        y = y + 0.2 * z
+    return net.head(y)
+
+
+def padded(net: Net, x: Tensor) -> Tensor:
+    """Beside a scan in chunks of four places, all that it reads, padded as that is: D x in Mamba 2."""
+    h = net.stem(x)
+    u = net.blocks[0](h)
+    around = nn.functional.pad(u, (0, 0, 0, -u.shape[1] % 4))
+    scanned = nn.functional.pad(0.5 * u, (0, 0, 0, -u.shape[1] % 4)).unflatten(1, (-1, 4)).cumsum(2).flatten(1, 2)
+    h = h + net.up(net.side((scanned + net.norm.weight * around)[:, : u.shape[1]]))
+    return net.head(net.norm(h))
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] = {
     chosen: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     coupled: ([("gated", "halves.0"), ("gated", "halves.1")], 0),
@@ -181,6 +267,17 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     fast_weights: ([("identity", ""), ("identity", "")], 12),
     autoregressive: ([("gated", "blocks.0"), ("gated", "blocks.1")], 0),
     by_halves: ([("identity", "blocks")], 0),
+    weighed_layers: ([("concat", "blocks.0"), ("concat", "blocks.1"), ("concat", "blocks.2")], 0),
+    attending: ([("concat", "blocks.0"), ("concat", "blocks.1"), ("concat", "blocks.2")], 0),
+    weighed_from_before: ([("gated", "blocks.0")] * 3, 2),
+    reading_all: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
+    towers: ([("identity", f"blocks.{block}") for block in (0, 1, 2, 0)], 0),
+    pathways: (
+        [*[("identity", name) for name in ("blocks.0", "unit", "blocks.1", "unit")], ("projection", "blocks.2")],
+        0,
+    ),
+    oscillating: ([*[("projection", "adapter")] * 3, ("projection", "")], 0),
+    padded: ([("identity", "blocks.0")], 1),
 }
 """By net, the joins of its stream with what their branches are named after, and how many others are nested in them."""
 

@@ -284,7 +284,7 @@ def weighed_by_the_last(net: Net, h: Tensor) -> Tensor:
     points = [h]
     for block in net.blocks[:2]:
         points.append(h + block(h))
-        weights = net.merge[0](torch.cat([points[-1], points[-1]], -1)).tanh()
+        weights = net.merge[0](torch.cat([points[-1], points[-1]], -1))
         h = sum(weights[..., at : at + 1] * point for at, point in enumerate(points))  # type: ignore[assignment]
     return h
 
