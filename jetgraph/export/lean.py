@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
 import torch._dynamo.config
 from torch import fx, nn
+from torch.fx.experimental import proxy_tensor
 
 MANY = 200
 """Modules of a model that has so many layers; it is their number that decides, and no time, so that traces are the
@@ -34,6 +36,22 @@ def without_what_others_need(module: nn.Module, open_sizes: bool) -> Iterator[No
 
             if hasattr(passes, "replace_set_grad_with_hop_pass"):
                 stack.enter_context(mock.patch.object(passes, "replace_set_grad_with_hop_pass", _one_graph))
+        yield
+
+
+@contextlib.contextmanager
+def graphs_to_read() -> Iterator[None]:
+    """Graphs that are written out as code when they are first run, and of whose tensors nobody asks whether they lie in
+    memory as some kernels want it; for use within `alone`. A version of torch that has not these does as it does.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError):
+            from torch.fx._lazy_graph_module import _use_lazy_graph_module
+
+            stack.enter_context(_use_lazy_graph_module(True))
+        if noted := getattr(proxy_tensor, "_extract_tensor_metadata", None):
+            without_layout = partial(noted, include_contiguity=False)
+            stack.enter_context(mock.patch.object(proxy_tensor, "_extract_tensor_metadata", without_layout))
         yield
 
 

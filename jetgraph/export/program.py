@@ -24,7 +24,7 @@ from jetgraph.errors import TraceError
 from jetgraph.export.decompositions import decomposed
 from jetgraph.export.derivatives import own_derivatives
 from jetgraph.export.frames import on_one_chunk
-from jetgraph.export.lean import without_what_others_need
+from jetgraph.export.lean import graphs_to_read, without_what_others_need
 from jetgraph.export.precision import callers_device, own_types
 from jetgraph.export.process import alone, torch_silent, without_stacks
 from jetgraph.export.questions import bounded_questions
@@ -87,6 +87,7 @@ def export_program(
         ordinary_operators(),
         torch_silent(),
         without_stacks(),
+        graphs_to_read(),
         torch.inference_mode(made_there),
         _untrained_packs(module),
     ):

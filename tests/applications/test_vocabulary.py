@@ -60,7 +60,7 @@ class Padded(nn.Module):
     ids=["masked", "encoder", "classes", "tied", "padded", "features"],
 )
 def test_the_graph_tells(model: Callable[[], nn.Module], expected: bool) -> None:
-    graph = jg.trace(model().eval(), input_ids=IDS)
+    graph = jg.trace(model().eval(), input_ids=IDS, dynamic=False)
     size = graph.traced.output.meta["shape"][-1]
     assert is_vocabulary(graph, size, None) is expected
 

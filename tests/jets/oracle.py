@@ -22,8 +22,10 @@ TOP = 6
 """Highest order that is checked."""
 _SCALE = 2**62
 """Dyadic data have no digits below 1/_SCALE."""
-_DIGITS = 180
-_STEP = mp.mpf(10) ** -22
+_DIGITS = 100
+"""Differences of order TOP lose TOP times those of the step; what is left are forty."""
+_STEP = mp.mpf(10) ** -10
+"""Nodes lie on both sides alike, so that the error is of its square at the highest order, and smaller below."""
 
 
 @functools.cache

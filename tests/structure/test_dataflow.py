@@ -43,7 +43,7 @@ def selected(net: Net, x: Tensor) -> Tensor:
 
 def flow_of(code: Callable[[Net, Tensor], Tensor]) -> Dataflow:
     torch.manual_seed(0)
-    return dataflow(jg.trace(Net(code).eval(), torch.randn(2, 3, 4)).traced)
+    return dataflow(jg.trace(Net(code).eval(), torch.randn(2, 3, 4), dynamic=False).traced)
 
 
 def ways(flow: Dataflow, node: fx.Node) -> Iterator[tuple[fx.Node, ...]]:

@@ -98,7 +98,7 @@ def test_degrees_of_branches_by_hand(name: str) -> None:
 @torch.no_grad()
 def test_degrees_of_models(name: str, traced: Callable[..., Example]) -> None:
     """Of every site, whatever it is made of; the ε of a norm is all that is left."""
-    example = traced(zoo.case(name), dynamic=False)
+    example = traced(zoo.case(name))
     graph = example.graph.relocated(
         lambda name: t.double() if (t := example.graph.traced.tensors[name]).is_floating_point() else t
     )
