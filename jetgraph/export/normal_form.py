@@ -25,13 +25,13 @@ _ALIASES = {
     "absolute": "abs", "arccos": "acos", "arccosh": "acosh", "arcsin": "asin", "arcsinh": "asinh", "arctan": "atan",
     "arctan2": "atan2", "arctanh": "atanh", "clip": "clamp", "concat": "cat", "concatenate": "cat", "divide": "div",
     "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "linalg_matmul": "matmul",
-    "multiply": "mul", "negative": "neg", "not_equal": "ne", "special_digamma": "digamma", "special_erf": "erf",
-    "special_erfc": "erfc", "special_erfinv": "erfinv", "special_exp2": "exp2", "special_expit": "sigmoid",
-    "special_expm1": "expm1", "special_gammaln": "lgamma", "special_i0": "i0", "special_log1p": "log1p",
-    "special_log_softmax": "log_softmax", "special_logit": "logit", "special_logsumexp": "logsumexp",
-    "special_psi": "digamma", "special_round": "round", "special_sinc": "sinc", "special_softmax": "softmax",
-    "special_xlogy": "xlogy", "subtract": "sub",
-    "swapaxes": "transpose", "swapdims": "transpose", "true_divide": "div", "fix": "trunc",
+    "multiply": "mul", "negative": "neg", "not_equal": "ne", "orgqr": "linalg_householder_product",
+    "special_digamma": "digamma", "special_erf": "erf", "special_erfc": "erfc", "special_erfinv": "erfinv",
+    "special_exp2": "exp2", "special_expit": "sigmoid", "special_expm1": "expm1", "special_gammaln": "lgamma",
+    "special_i0": "i0", "special_log1p": "log1p", "special_log_softmax": "log_softmax", "special_logit": "logit",
+    "special_logsumexp": "logsumexp", "special_polygamma": "polygamma", "special_psi": "digamma",
+    "special_round": "round", "special_sinc": "sinc", "special_softmax": "softmax", "special_xlogy": "xlogy",
+    "subtract": "sub", "swapaxes": "transpose", "swapdims": "transpose", "true_divide": "div", "fix": "trunc",
 }  # fmt: skip
 """Second names of operators."""
 

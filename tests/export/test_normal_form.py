@@ -46,10 +46,11 @@ def signature(op: torch._ops.OpOverload) -> tuple[Any, ...]:
 
 
 def without_rules() -> dict[tuple[Any, ...], list[torch._ops.OpOverload]]:
-    """ATen's functional operators that have no rule, by signature."""
+    """ATen's functional operators that have no rule, by signature: all, of which `aten` lists those once asked for."""
     found: dict[tuple[Any, ...], list[torch._ops.OpOverload]] = {}
-    for name in dir(aten):
-        packet = getattr(aten, name)
+    schemas = torch._C._jit_get_all_schemas()
+    for name in sorted({schema.name.removeprefix("aten::") for schema in schemas if schema.name.startswith("aten::")}):
+        packet = getattr(aten, name, None)
         if name.startswith("_") or not isinstance(packet, torch._ops.OpOverloadPacket):
             continue
         for op in (getattr(packet, overload) for overload in packet.overloads()):
