@@ -34,7 +34,7 @@ aten = torch.ops.aten
 def distribute_over_differences(graph: fx.Graph) -> None:
     """Rewrite them in place, the innermost first."""
     for node in list(graph.nodes):
-        if not _is_add(node) or (len(node.users) == 1 and _is_add(next(iter(node.users)))):
+        if not is_add(node) or (len(node.users) == 1 and is_add(next(iter(node.users)))):
             continue
         total: fx.Node | None = _collected(node)
         while total is not None:
@@ -45,25 +45,25 @@ def distribute_over_differences(graph: fx.Graph) -> None:
 def distribute_over_own_sums(graph: fx.Graph) -> None:
     """Rewrite g(h)·(h + f(h)) in place, with g made of h and not of the sum, which nothing else reads."""
     for node in list(graph.nodes):
-        found = next(((total, factor) for total, factor in _steps(node) if _is_own(node, total, factor)), None)
+        found = next(((total, factor) for total, factor in steps_of(node) if _is_own(node, total, factor)), None)
         if found is None:
             continue
         total, factor = found
-        write = _Writer(node)
+        write = Writer(node)
         with graph.inserting_before(node):
-            result = reduce(write.sum, [write.multiple(_Multiple(leaf, (factor,))) for leaf in _leaves(total)])
+            result = reduce(write.sum, [write.multiple(Multiple(leaf, (factor,))) for leaf in leaves_of(total)])
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     graph.eliminate_dead_code()
 
 
-def _is_own(node: fx.Node, total: fx.Node, factor: _Factor) -> bool:
+def _is_own(node: fx.Node, total: fx.Node, factor: Factor) -> bool:
     # In w·h + v·(h + f(h)) the sum is a point that is weighed with another one.
-    if any(map(_is_add, node.users)):
+    if any(map(is_add, node.users)):
         return False
-    if not (isinstance(factor.value, fx.Node) and _is_add(total) and len(total.users) == 1 and _is_full(total, node)):
+    if not (isinstance(factor.value, fx.Node) and is_add(total) and len(total.users) == 1 and _is_full(total, node)):
         return False
-    leaves = list(_leaves(total))
+    leaves = list(leaves_of(total))
     # Without its mean a value is centred, as norms do it, and no sum of two.
     if not all(_is_full(leaf, total) for leaf in leaves) or is_made_of(factor.value, total):
         return False
@@ -82,7 +82,7 @@ def _collected(total: fx.Node) -> fx.Node | None:
 
     A sum that only what is taken away gives its shape to stays as it is.
     """
-    leaves = list(_leaves(total))
+    leaves = list(leaves_of(total))
     multiples = [_by_number(leaf) for leaf in leaves]
     weights: dict[fx.Node, list[float]] = {}
     for value, number in multiples:
@@ -98,12 +98,12 @@ def _collected(total: fx.Node) -> fx.Node | None:
     left = [value.meta["shape"] for value in weights if kept.get(value, 1)]
     if not several or not left or reduce(broadcast, left) != total.meta["shape"]:
         return total
-    write, summands = _Writer(total), list[fx.Node]()
+    write, summands = Writer(total), list[fx.Node]()
     with total.graph.inserting_before(total):
         for leaf, (value, _) in zip(leaves, multiples, strict=True):
             weight = kept.pop(value, 0) if value in several else None
             if weight != 0:
-                summands.append(leaf if weight is None else write.product(value, _Factor(weight)))
+                summands.append(leaf if weight is None else write.product(value, Factor(weight)))
         result = reduce(write.sum, summands)
     total.replace_all_uses_with(result)
     total.graph.erase_node(total)
@@ -114,7 +114,7 @@ def _by_number(leaf: fx.Node) -> tuple[fx.Node, float]:
     """A value, and the number that a summand is times that."""
     number = 1.0
     while True:
-        step = next((step for step in _steps(leaf) if not isinstance(step[1].value, fx.Node)), None)
+        step = next((step for step in steps_of(leaf) if not isinstance(step[1].value, fx.Node)), None)
         if step is None:
             return leaf, number
         leaf, factor = step
@@ -128,10 +128,10 @@ def _distribute(total: fx.Node) -> fx.Node | None:
 
 def _over_values(total: fx.Node) -> fx.Node | None:
     """With factors distributed over sums of multiples of values that others read as well: no sum of these is more."""
-    opened = [_weighed(leaf) for leaf in _leaves(total)]
+    opened = [_weighed(leaf) for leaf in leaves_of(total)]
     if not any(len(each) > 1 for each in opened):
         return None
-    write = _Writer(total)
+    write = Writer(total)
     with total.graph.inserting_before(total):
         result = reduce(write.sum, [write.multiple(each) for several in opened for each in several])
     total.replace_all_uses_with(result)
@@ -139,33 +139,33 @@ def _over_values(total: fx.Node) -> fx.Node | None:
     return result
 
 
-def _weighed(leaf: fx.Node) -> list[_Multiple]:
+def _weighed(leaf: fx.Node) -> list[Multiple]:
     """A summand as the sum of multiples that it is, if it is a multiple of such a sum of values; else by itself."""
-    node, factors = leaf, tuple[_Factor, ...]()
-    while len(node.users) == 1 and not _is_add(node):
-        step = next((step for step in _steps(node) if _is_full(step[0], node)), None)
+    node, factors = leaf, tuple[Factor, ...]()
+    while len(node.users) == 1 and not is_add(node):
+        step = next((step for step in steps_of(node) if _is_full(step[0], node)), None)
         if step is None:
             break
         node, factors = step[0], (step[1], *factors)
-    if not factors or not _is_add(node) or len(node.users) > 1:
-        return [_Multiple(leaf, ())]
-    found = [_of_value(inner) for inner in _leaves(node)]
+    if not factors or not is_add(node) or len(node.users) > 1:
+        return [Multiple(leaf, ())]
+    found = [_of_value(inner) for inner in leaves_of(node)]
     # Without its mean, a value is centred, as norms do it, and no sum of two.
     if any(each is None or not _is_full(each.value, node) for each in found):
-        return [_Multiple(leaf, ())]
-    return [_Multiple(each.value, (*each.factors, *factors)) for each in found if each is not None]
+        return [Multiple(leaf, ())]
+    return [Multiple(each.value, (*each.factors, *factors)) for each in found if each is not None]
 
 
-def _of_value(leaf: fx.Node) -> _Multiple | None:
+def _of_value(leaf: fx.Node) -> Multiple | None:
     """A summand as a multiple of a value that others read as well."""
-    factors: tuple[_Factor, ...] = ()
+    factors: tuple[Factor, ...] = ()
     node = leaf
     while len(node.users) == 1:
-        step = next((step for step in _steps(node) if _is_full(step[0], node)), None)
+        step = next((step for step in steps_of(node) if _is_full(step[0], node)), None)
         if step is None:
             return None
         node, factors = step[0], (step[1], *factors)
-    return _Multiple(node, factors) if _is_full(node, leaf) else None
+    return Multiple(node, factors) if _is_full(node, leaf) else None
 
 
 def _is_full(value: fx.Node, whole: fx.Node) -> bool:
@@ -175,7 +175,7 @@ def _is_full(value: fx.Node, whole: fx.Node) -> bool:
 
 def _over_difference(total: fx.Node) -> fx.Node | None:
     """With factors distributed over what takes away a multiple of a summand."""
-    leaves = list(_leaves(total))
+    leaves = list(leaves_of(total))
     for leaf in leaves:
         base, sign = _stripped(leaf, len(total.meta["shape"]))
         if not _same_type(base, total) or base.meta.get("shape") != total.meta["shape"]:
@@ -187,7 +187,7 @@ def _over_difference(total: fx.Node) -> fx.Node | None:
     return None
 
 
-def _is_add(node: fx.Node) -> bool:
+def is_add(node: fx.Node) -> bool:
     """An add of two values of one floating type."""
     return (
         node.target is aten.add.Tensor
@@ -201,18 +201,18 @@ def _same_type(one: fx.Node, other: fx.Node) -> bool:
     return one.meta.get("dtype") == other.meta.get("dtype")
 
 
-def _leaves(total: fx.Node) -> Iterator[fx.Node]:
+def leaves_of(total: fx.Node) -> Iterator[fx.Node]:
     """The summands of a tree of adds; an add below its root that others read too is one."""
     for arg in total.args:
         assert isinstance(arg, fx.Node)
-        if _is_add(arg) and len(arg.users) == 1:
-            yield from _leaves(arg)
+        if is_add(arg) and len(arg.users) == 1:
+            yield from leaves_of(arg)
         else:
             yield arg
 
 
 @dataclass(frozen=True)
-class _Factor:
+class Factor:
     """Times a number or a tensor, or divided by it."""
 
     value: Any
@@ -225,31 +225,31 @@ class _Factor:
 
 
 @dataclass(frozen=True)
-class _Multiple:
+class Multiple:
     """A value times factors, the innermost first."""
 
     value: fx.Node
-    factors: tuple[_Factor, ...]
+    factors: tuple[Factor, ...]
 
 
-def _steps(node: fx.Node) -> Iterator[tuple[fx.Node, _Factor]]:
+def steps_of(node: fx.Node) -> Iterator[tuple[fx.Node, Factor]]:
     """The values of which a node is a multiple by one factor: two, if it is a product of two."""
     if node.target is aten.neg.default:
-        yield node.args[0], _Factor(-1)  # type: ignore[misc]
+        yield node.args[0], Factor(-1)  # type: ignore[misc]
     elif node.target in (aten.mul.Tensor, aten.div.Tensor) and not node.kwargs:
         one, other = node.args
         divides = node.target is aten.div.Tensor
         for value, factor in ((one, other),) if divides else ((one, other), (other, one)):
             nodes = [each for each in (value, factor) if isinstance(each, fx.Node)]
             if isinstance(value, fx.Node) and all(_same_type(each, node) for each in nodes):
-                yield value, _Factor(factor, divides)
+                yield value, Factor(factor, divides)
 
 
 def _stripped(leaf: fx.Node, rank: int) -> tuple[fx.Node, int]:
     """A summand without numbers, and without factors of fewer dimensions, such as a learned scale; and its sign."""
     sign = 1
     while True:
-        for value, factor in _steps(leaf):
+        for value, factor in steps_of(leaf):
             if not isinstance(factor.value, fx.Node) or len(factor.value.meta.get("shape", ())) < rank:
                 leaf, sign = value, sign * factor.sign
                 break
@@ -264,37 +264,37 @@ class _Of:
         self.base, self.sign = base, sign
         self._signs: dict[fx.Node, frozenset[int]] = {base: frozenset((1,))}
 
-    def summands(self, node: fx.Node, factors: tuple[_Factor, ...] = ()) -> Iterator[_Multiple]:
+    def summands(self, node: fx.Node, factors: tuple[Factor, ...] = ()) -> Iterator[Multiple]:
         """A multiple of a node as a sum of multiples, in which the value stands by itself."""
         step = self._step(node)
         if factors and node is not self.base and self._opens(node, factors):
-            for leaf in _leaves(node):
+            for leaf in leaves_of(node):
                 yield from self.summands(leaf, factors)
         elif step is not None and self._leads(node, factors):
             value, factor = step
             yield from self.summands(value, (factor, *factors))
         else:
-            yield _Multiple(node, factors)
+            yield Multiple(node, factors)
 
-    def _leads(self, node: fx.Node, factors: tuple[_Factor, ...]) -> bool:
+    def _leads(self, node: fx.Node, factors: tuple[Factor, ...]) -> bool:
         """Through factors alone the node is a multiple of the value, or of a sum that is opened."""
         while (step := self._step(node)) is not None:
             node, factors = step[0], (step[1], *factors)
         return node is self.base or self._opens(node, factors)
 
-    def _opens(self, node: fx.Node, factors: Sequence[_Factor]) -> bool:
+    def _opens(self, node: fx.Node, factors: Sequence[Factor]) -> bool:
         """The node is a sum that takes the value away; one that is read more than once is a value by itself."""
-        return _is_add(node) and len(node.users) == 1 and self._takes_away(node, factors)
+        return is_add(node) and len(node.users) == 1 and self._takes_away(node, factors)
 
-    def _takes_away(self, node: fx.Node, factors: Sequence[_Factor]) -> bool:
+    def _takes_away(self, node: fx.Node, factors: Sequence[Factor]) -> bool:
         outside = prod(factor.sign for factor in factors)
         return any(sign * outside == -self.sign for sign in self._signs_in(node))
 
-    def _step(self, node: fx.Node) -> tuple[fx.Node, _Factor] | None:
+    def _step(self, node: fx.Node) -> tuple[fx.Node, Factor] | None:
         """The one factor of a product in which the value is summed up."""
         if node is self.base:
             return None
-        steps = [step for step in _steps(node) if self._signs_in(step[0])]
+        steps = [step for step in steps_of(node) if self._signs_in(step[0])]
         return steps[0] if len(steps) == 1 else None
 
     def _signs_in(self, node: fx.Node) -> frozenset[int]:
@@ -304,7 +304,7 @@ class _Of:
         return self._signs[node]
 
     def _found_in(self, node: fx.Node) -> Iterator[int]:
-        if _is_add(node):
+        if is_add(node):
             yield from (sign for arg in node.all_input_nodes for sign in self._signs_in(arg))
         elif (step := self._step(node)) is not None:
             yield from (sign * step[1].sign for sign in self._signs_in(step[0]))
@@ -313,16 +313,16 @@ class _Of:
 # Writing
 
 
-def _write(total: fx.Node, base: fx.Node, summands: Sequence[_Multiple]) -> fx.Node | None:
+def _write(total: fx.Node, base: fx.Node, summands: Sequence[Multiple]) -> fx.Node | None:
     """c·base + Σ others in the place of a sum; None where c is nothing."""
-    write = _Writer(total)
+    write = Writer(total)
     with total.graph.inserting_before(total):
         weights = [write.weight(each.factors) for each in summands if each.value is base]
         # Numbers first: what they come to decides whether there is anything left.
         weight = reduce(write.sum, sorted(weights, key=lambda weight: isinstance(weight, fx.Node)))
         if weight == 0:
             return None
-        result = write.product(base, _Factor(weight))
+        result = write.product(base, Factor(weight))
         for each in summands:
             if each.value is not base:
                 result = write.sum(result, write.multiple(each))
@@ -331,7 +331,7 @@ def _write(total: fx.Node, base: fx.Node, summands: Sequence[_Multiple]) -> fx.N
     return result
 
 
-class _Writer:
+class Writer:
     """Writes nodes in the place of one, with its metadata but for the shape."""
 
     def __init__(self, total: fx.Node) -> None:
@@ -350,23 +350,23 @@ class _Writer:
             return one if isinstance(other, (int, float)) and other == 0 else self(aten.add.Tensor, one, other)
         return self.sum(other, one)
 
-    def product(self, value: Any, factor: _Factor) -> Any:
+    def product(self, value: Any, factor: Factor) -> Any:
         """Of two numbers a number, −1 as a sign."""
         other = factor.value
         if not isinstance(value, fx.Node) and not isinstance(other, fx.Node):
             return value / other if factor.divides else value * other
         if not isinstance(value, fx.Node):
             other = self(aten.reciprocal.default, other) if factor.divides else other
-            return self.product(other, _Factor(value))
+            return self.product(other, Factor(value))
         if not isinstance(other, fx.Node) and other in (1, -1):
             return value if other == 1 else self(aten.neg.default, value)
         return self(aten.div.Tensor if factor.divides else aten.mul.Tensor, value, other)
 
-    def weight(self, factors: Sequence[_Factor]) -> Any:
+    def weight(self, factors: Sequence[Factor]) -> Any:
         """The product of factors, a number where all are."""
         return reduce(self.product, factors, 1)
 
-    def multiple(self, of: _Multiple) -> fx.Node:
+    def multiple(self, of: Multiple) -> fx.Node:
         """A value times factors; numbers are taken together, a sign comes last."""
         value: Any = of.value
         number: Any = 1
@@ -377,7 +377,7 @@ class _Writer:
                 value = self.product(value, factor)
             else:
                 number = self.product(number, factor)
-        return self.product(value, _Factor(number))
+        return self.product(value, Factor(number))
 
 
 def is_made_of(node: Any, of: fx.Node, *, past: fx.Node | None = None) -> bool:

@@ -16,6 +16,7 @@ from torch import fx
 from jetgraph.export.cells import write_out_steps
 from jetgraph.export.factors import distribute_over_differences, distribute_over_own_sums
 from jetgraph.export.masks import call_attention_as_models_do
+from jetgraph.export.projections import write_projections_beside
 from jetgraph.export.stacks import nest_stacks, write_sums_over_stacks
 from jetgraph.export.updates import write_updates_as_sums
 
@@ -55,6 +56,7 @@ def normalise(graph: fx.Graph) -> None:
     _drop_zeros(graph)
     distribute_over_differences(graph)
     distribute_over_own_sums(graph)
+    write_projections_beside(graph)
     write_updates_as_sums(graph)
     _write_open_ends_as_none(graph)
     _nest_concatenations(graph)

@@ -214,6 +214,7 @@ def _summed(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
     while True:
         total = flattened(flow, node, closed)
         join = _joined(flow, total, by_node)
+        join = join and _projected(flow, total, join)
         if join is not None and join.kind == "gated":
             by_node = _unheld(join, by_node)
         moved = join and along(flow, join, by_node)
@@ -227,11 +228,12 @@ def _summed(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
 
 
 def _unheld(join: Join, by_node: Found) -> Found:
-    """The joins but for a concatenation of what a gated join skips, which it alone reads: of a value's pieces each is
-    multiplied by its own factor.
+    """The joins but for what a gated join skips and it alone reads: a concatenation, of whose pieces each is multiplied
+    by its own factor, or a sum of images of its fork.
     """
     skip = by_node.get(join.skip.exit) if join.skip else None
-    if skip is None or not skip.concatenates or any(user not in join.adds for user in readers(skip.node)):
+    part = skip is not None and (skip.concatenates or skip.fork is join.fork)
+    if skip is None or not part or any(user not in join.adds for user in readers(skip.node)):
         return by_node
     return {node: other for node, other in by_node.items() if other is not skip}
 
@@ -454,6 +456,29 @@ def _gated_over(
 ) -> Join:
     gates = tuple(flow.region(fork, factor) for factor in held)
     return _over(total, "gated", flow.region(fork, skip, held), fork, list(branches), gates)
+
+
+def _projected(flow: Dataflow, total: Sum, join: Join) -> Join:
+    """The join with what its fork has along directions as a part of its skip, if that is added to the fork first, as
+    normal form writes it: (h − ⟨u(h), h⟩ u(h)) + f(h).
+    """
+    if join.skip is None or join.kind not in KEEPING:
+        return join
+    images = {branch.node for branch in join.branches if _is_along(flow, branch.node, join.fork)}
+    others = [branch.region for branch in join.branches if branch.node not in images]
+    for add in total.adds[:-1]:
+        if {*flattened(flow, add, ()).operands} == {join.skip.exit, *images} and images and others:
+            opened = flattened(flow, total.node, {add})
+            held = held_image(flow, add, (join.fork,)) or ()
+            return _gated_over(flow, opened, join.fork, add, held, others)
+    return join
+
+
+def _is_along(flow: Dataflow, node: fx.Node, fork: fx.Node) -> bool:
+    """A value is a sum over places or features of a fork with factors, put back along a direction: affine in the fork
+    with these held."""
+    held = held_image(flow, node, (fork,))
+    return bool(held) and any(packet_of(one) is aten.sum for one in flow.between(fork, node, held))
 
 
 def _ungated(flow: Dataflow, join: Join, by_node: Found) -> Join:

@@ -132,6 +132,76 @@ class Hyper(Block):
         return torch.tanh(self.beta(self.norm(h))) * self.f(mixed[..., 0, :]).unsqueeze(-2) + mixed[..., 1:, :]
 
 
+def along(one: Tensor, other: Tensor, dim: int = -1) -> Tensor:
+    return (one * other).sum(dim, keepdim=True)
+
+
+class Orthogonal(Block):
+    """What a branch has along the stream is taken away from it: h + (f − p h), which is (1 − p) h + f."""
+
+    def gates(self, h: Tensor) -> Tensor:
+        return 1 - along(self.f(h), h) / (along(h, h) + 1e-6)
+
+    def forward(self, h: Tensor) -> Tensor:
+        f = self.f(h)
+        return h + (f - along(f, h) / (along(h, h) + 1e-6) * h)
+
+
+class Weighed(Block):
+    """The same where what lies along the stream has a weight of its own, and the direction is a unit vector."""
+
+    def weights(self, f: Tensor) -> tuple[Tensor, ...]:
+        return torch.sigmoid(self.w[0](f))[..., :2].split(1, -1)
+
+    def gates(self, h: Tensor) -> Tensor:
+        f = self.f(h)
+        parallel, orthogonal = self.weights(f)
+        return 1 + (parallel - orthogonal) * along(f, h) / along(h, h)
+
+    def branch(self, h: Tensor) -> Tensor:
+        return self.f(h) * self.weights(self.f(h))[1]
+
+    def forward(self, h: Tensor) -> Tensor:
+        f, unit = self.f(h), F.normalize(h, dim=-1)
+        one, other = self.weights(f)
+        parallel = along(f, unit) * unit
+        return h + parallel * one + (f - parallel) * other
+
+
+class Delta(Block):
+    """What the stream has along a direction is replaced: h + b (v − ⟨u, h⟩) u, which is (h − b ⟨u, h⟩ u) + b v u."""
+
+    dim = -1
+
+    def gates(self, h: Tensor) -> Tensor:
+        return F.normalize(self.f(h), dim=-1)
+
+    def skip(self, gates: Tensor, h: Tensor) -> Tensor:
+        return h - 0.7 * along(gates, h, self.dim) * gates
+
+    def new(self, h: Tensor) -> Tensor:
+        return self.w[1](h)[..., :1]
+
+    def branch(self, h: Tensor) -> Tensor:
+        return 0.7 * self.new(h) * self.gates(h)
+
+    def forward(self, h: Tensor) -> Tensor:
+        u = self.gates(h)
+        return h + 0.7 * (self.new(h) - along(u, h, self.dim)) * u
+
+
+class Replaced(Delta):
+    """The same along positions, which are weighed by what stands there."""
+
+    dim = 1
+
+    def gates(self, h: Tensor) -> Tensor:
+        return self.w[0](self.f(h))[..., :1].softmax(1)
+
+    def new(self, h: Tensor) -> Tensor:
+        return self.w[1](h).sum(1, keepdim=True)
+
+
 class Net(nn.Module):
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
@@ -171,10 +241,13 @@ def check_laws(graph: jg.ResidualGraph, inputs: dict[str, Any], expected: Tensor
     assert distance(sum(frozen.terms.values()), expected) < EXACT  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("block", [Block, Highway, Recurrent, Squeezed, Mixed, Hyper])
+@pytest.mark.parametrize(
+    "blocks",
+    [(Block, Highway), (Recurrent, Squeezed), (Mixed, Hyper), (Orthogonal, Delta), (Weighed, Replaced)],
+)
 @torch.no_grad()
-def test_terms_pass_gated_skips_with_the_gates_of_the_stream(block: type[Block]) -> None:
-    net, inputs, graph = traced(block, block)
+def test_terms_pass_gated_skips_with_the_gates_of_the_stream(blocks: tuple[type[Block], ...]) -> None:
+    net, inputs, graph = traced(*blocks)
     assert [join.kind for join in graph.stream.joins] == ["gated", "gated"]
     assert all(join.depth for join in graph.joins if join.kind != "gated")
     sites = [site.alias for site in graph.outline.sites()[:-1]]
@@ -227,8 +300,16 @@ class Fused(Block):
         return h + gate * one + (1 - gate) * two
 
 
+class Apart(Fused):
+    """What one branch has along another one is no part of the stream."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        one, two = self.f(h), torch.tanh(self.w[1](h))
+        return h + (one - along(one, two) * two)
+
+
 def test_a_gate_alone_makes_no_join() -> None:
-    *_, graph = traced(Fused, Fused)
+    *_, graph = traced(Fused, Apart)
     assert [join.kind for join in graph.joins] == ["identity", "identity"]
     assert [len(join.branches) for join in graph.joins] == [2, 2]
 
