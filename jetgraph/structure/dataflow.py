@@ -135,6 +135,13 @@ class Dataflow:
             current = self.bottleneck(current, of)
         return current is above
 
+    def carries(self, above: fx.Node, node: fx.Node) -> bool:
+        """Every way to the node from one of the inputs that `above` is made of passes that: what else the node is made
+        of comes in beside it, as a condition does.
+        """
+        starts = (None, *self.shared_inputs([above]))
+        return any(self.dominates(above, node, start) for start in starts)
+
 
 def dataflow(traced: Traced) -> Dataflow:
     """The dataflow of a traced graph."""

@@ -243,7 +243,7 @@ def _is_part_of(flow: Dataflow, inner: Join, join: Join, moved: Join, by_node: F
     """
     if inner.fork is join.fork:
         return moved is not join or not is_beside(flow, join, by_node)
-    across = all(flow.dominates(join.fork, branch.node) for branch in inner.branches) and join.kind == "identity"
+    across = all(flow.carries(join.fork, branch.node) for branch in inner.branches) and join.kind == "identity"
     weighed = join.kind == "gated" and all(branch.kind == "skip" for branch in join.branches)
     return (
         not inner.branches
@@ -625,14 +625,18 @@ def _stream_input(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_nod
     the stream of all: nothing of that input passes the sum by.
 
     The others come in as a mask, an adjacency or a condition does, which further layers read too. Where the last layer
-    alone reads one, the stream is that which has joins, or is as large as the sum.
+    alone reads one, the stream is that which has joins, or is as large as the sum. Where a stream that starts elsewhere
+    reads this one, there are two, which meet in a head.
     """
     if _met(flow, total, None) is not None:
         return None
     forks = {start: _met(flow, total, start) for start in flow.shared_inputs(flowing)}
+    above = [join for end, join in by_node.items() if any(flow.depends(operand, end) for operand in flowing)]
     through = [
-        (any(fork is end or flow.depends(fork, end) for end in by_node), same_size(fork, total.node), start)
+        (any(flow.depends(fork, join.node) for join in above), same_size(fork, total.node), start)
         for start, fork in forks.items()
-        if fork is not None and flow.dominates(total.node, flow.traced.output, start)
+        if fork is not None
+        and flow.dominates(total.node, flow.traced.output, start)
+        and not any(flow.depends(join.node, start) and not flow.depends(join.fork, start) for join in above)
     ]
     return max(through, key=lambda one: one[:2], default=(False, False, None))[2]

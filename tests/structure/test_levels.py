@@ -170,8 +170,9 @@ def preconditioned(net: Levels, h: Tensor, c: Tensor) -> Tensor:
 
 
 def pooled_again(net: Levels, h: Tensor, c: Tensor) -> Tensor:
-    """Deep layer aggregation: a level starts with a shortcut that has a norm, and its end is put beside what is pooled of
-    the level before."""
+    """Deep layer aggregation: a level starts with a shortcut that is no affine one, and what it ends with is put beside
+    what is pooled of the level before.
+    """
     above = h + net.blocks[0](h)
     h = torch.tanh(net.blocks[1](net.down[0](above)) + net.down[0](above.relu()))
     h = h + net.after[1](h)
@@ -184,6 +185,13 @@ def summed_under_a_condition(net: Levels, h: Tensor, c: Tensor) -> Tensor:
     for inner in (net.blocks[0], net.after[0]):
         h = inner(h) * gate + net.lateral[0](h.relu()) * (1 - gate)
     return h
+
+
+def added_again_under_a_condition(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """A layer adds its branch to the point before the one that it reads, and both to that."""
+    gate = torch.sigmoid(net.condition(c))
+    point = h + net.blocks[0](h) * gate
+    return point + (h + net.after[0](point) * gate)
 
 
 def led_by_a_condition(net: Levels, h: Tensor, c: Tensor) -> Tensor:
@@ -232,6 +240,7 @@ NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | Non
     conditioned: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
     pooled_again: [("blocks.0", None), ("down.0", None), ("down.0", None), ("after.1", None), ("down.0", 1)],
     summed_under_a_condition: [("blocks.0", None), ("lateral.0", None), ("after.0", None), ("lateral.0", None)],
+    added_again_under_a_condition: [("blocks.0", None), ("after.0", None), ("skip", 0)],
     led_by_a_condition: [("lateral.0", None), ("blocks.0", None), ("after.0", None)],
     given_one_code: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
 }
