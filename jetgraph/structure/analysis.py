@@ -19,13 +19,15 @@ Each step is a function from frozen value to frozen value in a module of its own
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from jetgraph.errors import TraceError
 from jetgraph.structure.alongside import side_by_side
 from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.ends import decoder, encoder, first_value
 from jetgraph.structure.gathering import gathered
 from jetgraph.structure.histories import side_by_side_in_lists
-from jetgraph.structure.joins import find_joins, with_depth
+from jetgraph.structure.joins import find_joins, with_depth, within_map
 from jetgraph.structure.labels import label
 from jetgraph.structure.regions import Join, Stream, Structure
 from jetgraph.structure.streams import Way, find_streams, find_ways
@@ -67,7 +69,7 @@ def analyse(traced: Traced) -> Structure:
     several = gathered(flow, ways)
     if several is not None:
         traced, flow = several.traced, dataflow(several.traced)
-        joins, ways = _placed(flow, with_depth(_with(flow, find_joins(flow), several.join(flow))))
+        joins, ways = _placed(flow, with_depth(_with(flow, find_joins(flow), [several.join(flow)])))
     output = traced.output
     labels = label(flow, joins, [way.joins for way in ways])
     others, main = find_streams(flow, ways, labels)
@@ -77,21 +79,29 @@ def analyse(traced: Traced) -> Structure:
     return Structure(traced, (*others, main), named, decoder(flow, main.end, output))
 
 
-def _with(flow: Dataflow, joins: tuple[Join, ...], join: Join) -> tuple[Join, ...]:
-    """The joins with this one for what ends at its node, in execution order."""
-    by_node = {each.node: each for each in (*joins, join)}
+def _with(flow: Dataflow, joins: tuple[Join, ...], more: Iterable[Join]) -> tuple[Join, ...]:
+    """The joins with these for what ends at their nodes, in execution order."""
+    by_node = {each.node: each for each in (*joins, *more)}
     return tuple(by_node[node] for node in flow.ordered(by_node))
 
 
 def _placed(flow: Dataflow, joins: tuple[Join, ...]) -> tuple[tuple[Join, ...], tuple[Way, ...]]:
     """The joins as they are on their ways, and these: there one may fork at an earlier point, and read further ones.
 
-    What lies inside of what is read so is nested, and has no way of its own.
+    What lies inside of what is read so is nested, and has no way of its own; sums of layers in a map between two points
+    are joins of that way.
     """
     ways = find_ways(flow, joins)
     on = {join.node: join for way in ways for join in way.joins}
     placed = tuple(on.get(join.node, join) for join in joins)
-    deeper = with_depth(placed)
+    in_maps = [
+        join
+        for way in ways
+        for leg in way.legs
+        for region in leg.maps
+        for join in within_map(flow, region.entry, region.exit, {join.node: join for join in placed})
+    ]
+    deeper = with_depth(_with(flow, placed, in_maps))
     if [join.depth for join in deeper] == [join.depth for join in joins]:
         return placed, ways
     return _placed(flow, deeper)

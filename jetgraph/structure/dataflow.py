@@ -99,26 +99,48 @@ class Dataflow:
         bias = affine and any(adds_constant(node, inside.__contains__) for node in nodes)
         return Region(entry, exit, nodes, tuple(side), context, affine, bias, tuple(held))
 
-    def bottleneck(self, node: fx.Node) -> fx.Node | None:
-        """The nearest tensor above the node through which every way to it passes, if there is one."""
-        frontier = set(self.parents[node])
+    def shared_inputs(self, nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
+        """Where the flow starts that all these depend on, in execution order."""
+        bits = self._starts
+        for node in nodes:
+            bits &= self.above[node]
+        return tuple(node for node in self.nodes if bits >> self.positions[node] & 1)
+
+    def bottleneck(self, node: fx.Node, of: fx.Node | None = None) -> fx.Node | None:
+        """The nearest tensor above the node through which every way to it passes, if there is one; `of` a value, every
+        way from there: another input may come in after that, as a mask or a condition.
+        """
+        frontier = set(self._made_of(node, of))
         while frontier:
             latest = max(frontier, key=self.positions.__getitem__)
             if len(frontier) == 1 and is_float_tensor(latest):
                 return latest
             frontier.remove(latest)
+            above = self._made_of(latest, of)
             # A way that starts here has nothing in common with the others above this.
-            if not self.parents[latest]:
+            if not above:
                 return None
-            frontier.update(self.parents[latest])
+            frontier.update(above)
         return None
 
-    def dominates(self, above: fx.Node, node: fx.Node) -> bool:
-        """Every way to the node passes `above`."""
+    def _made_of(self, node: fx.Node, of: fx.Node | None) -> tuple[fx.Node, ...]:
+        """The parents of a node; `of` a value, those that depend on it."""
+        parents = self.parents[node]
+        return parents if of is None else tuple(parent for parent in parents if self.depends(parent, of))
+
+    def dominates(self, above: fx.Node, node: fx.Node, of: fx.Node | None = None) -> bool:
+        """Every way to the node passes `above`; `of` a value, every way from there."""
         current: fx.Node | None = node
         while current is not None and self.positions[current] > self.positions[above]:
-            current = self.bottleneck(current)
+            current = self.bottleneck(current, of)
         return current is above
+
+    def carries(self, above: fx.Node, node: fx.Node) -> bool:
+        """Every way to the node from one of the inputs that `above` is made of passes that: what else the node is made
+        of comes in beside it, as a condition does.
+        """
+        starts = (None, *self.shared_inputs([above]))
+        return any(self.dominates(above, node, start) for start in starts)
 
 
 def dataflow(traced: Traced) -> Dataflow:

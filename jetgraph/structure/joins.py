@@ -245,7 +245,7 @@ def _is_part_of(flow: Dataflow, inner: Join, join: Join, moved: Join, by_node: F
     """
     if inner.fork is join.fork:
         return moved is not join or not is_beside(flow, join, by_node)
-    across = all(flow.dominates(join.fork, branch.node) for branch in inner.branches) and join.kind == "identity"
+    across = all(flow.carries(join.fork, branch.node) for branch in inner.branches) and join.kind == "identity"
     weighed = join.kind == "gated" and all(branch.kind == "skip" for branch in join.branches)
     return (
         not inner.branches
@@ -415,13 +415,17 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Foun
                 continue
             dependent = depending(flow, others, fork)
             gating = {node for factor in held for node, _ in affine_history(flow, factor)}
+            found: Join | None = None
             if any(mixes(node) for other in dependent for node in flow.between(fork, other, gating)):
-                best = _gated_over(flow, total, fork, skip, held, (flow.region(fork, other) for other in dependent))
+                found = _gated_over(flow, total, fork, skip, held, (flow.region(fork, other) for other in dependent))
             elif dependent and fork in by_node:
                 points = line_to(flow, fork, by_node)
                 weighed = [weighing(flow, other, points[:-1]) for other in dependent]
                 if None not in weighed:
-                    best = _gated_over(flow, total, fork, skip, held, filter(None, weighed))
+                    found = _gated_over(flow, total, fork, skip, held, filter(None, weighed))
+            # A gate that is made of a condition alone scales another stream, and is none.
+            if found is not None and not is_given(flow, found, by_node):
+                best = found
     return best
 
 
@@ -587,15 +591,41 @@ def _without_skip(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     branch such a sum is no more than the branch's code. It is one too where the stream leads from the fork to one of
     its operands: then it forks at the end of that, and the others read an earlier point.
     """
-    flowing = list(dict.fromkeys(operand for operand in total.operands if operand in flow))
+    flowing = _flowing(flow, total)
     if len(flowing) < 2:
         return None
-    outermost = flow.dominates(total.node, flow.traced.output)
+    of = _stream_input(flow, total, flowing, by_node)
+    outermost = flow.dominates(total.node, flow.traced.output, of)
     if not outermost and len({end_read(flow, operand, by_node) for operand in flowing}) == 1:
         return None
-    fork = flow.bottleneck(total.node)
-    while fork in total.adds:
-        fork = flow.bottleneck(fork)
+    join = _of_branches(flow, total, _met(flow, total, of), by_node)
+    moved = join and along(flow, join, by_node)
+    return moved if outermost or moved is not join else None
+
+
+def within_map(flow: Dataflow, entry: fx.Node, exit: fx.Node, by_node: Found) -> list[Join]:
+    """The joins over branches alone in a map of a stream: everything from its entry to its exit passes their forks and
+    sums, though further layers read the entry too, as where a level of a pyramid is pooled again.
+    """
+    found: list[Join] = []
+    for node in flow.between(entry, exit):
+        added = packet_of(node) is aten.add and _is_sum(node) and node not in by_node
+        if not added or not flow.dominates(node, exit, entry):
+            continue
+        total = flattened(flow, node, by_node)
+        join = _of_branches(flow, total, _met(flow, total, entry), by_node) if len(_flowing(flow, total)) > 1 else None
+        found += [join] if join is not None else []
+    return found
+
+
+def _flowing(flow: Dataflow, total: Sum) -> list[fx.Node]:
+    """The operands of a sum that are made of the input, each once."""
+    return list(dict.fromkeys(operand for operand in total.operands if operand in flow))
+
+
+def _of_branches(flow: Dataflow, total: Sum, fork: fx.Node | None, by_node: Found) -> Join | None:
+    """The join of what is made of a fork, if each operand is a layer over that."""
+    flowing = _flowing(flow, total)
     if fork is None or not all(flow.depends(operand, fork) for operand in flowing):
         return None
     points = (node for node in (fork, *by_node) if all(flow.depends(operand, node) for operand in flowing))
@@ -604,6 +634,34 @@ def _without_skip(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     regions = [flow.region(fork, operand) for operand in flowing]
     if any(region.affine or not any(mixes(node) for node in region.nodes) for region in regions):
         return None
-    join = _over(total, "none", None, fork, regions)
-    moved = along(flow, join, by_node)
-    return moved if outermost or moved is not join else None
+    return _over(total, "none", None, fork, regions)
+
+
+def _met(flow: Dataflow, total: Sum, of: fx.Node | None) -> fx.Node | None:
+    """Where the ways to a sum's operands part: all, or those from one value."""
+    fork = flow.bottleneck(total.node, of)
+    while fork in total.adds:
+        fork = flow.bottleneck(fork, of)
+    return fork
+
+
+def _stream_input(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Found) -> fx.Node | None:
+    """Of the inputs that all operands of a sum are made of, the one whose stream the sum belongs to, if it is none of
+    the stream of all: nothing of that input passes the sum by.
+
+    The others come in as a mask, an adjacency or a condition does, which further layers read too. Where the last layer
+    alone reads one, the stream is that which has joins, or is as large as the sum. Where a stream that starts elsewhere
+    reads this one, there are two, which meet in a head.
+    """
+    if _met(flow, total, None) is not None:
+        return None
+    forks = {start: _met(flow, total, start) for start in flow.shared_inputs(flowing)}
+    above = [join for end, join in by_node.items() if any(flow.depends(operand, end) for operand in flowing)]
+    through = [
+        (any(flow.depends(fork, join.node) for join in above), same_size(fork, total.node), start)
+        for start, fork in forks.items()
+        if fork is not None
+        and flow.dominates(total.node, flow.traced.output, start)
+        and not any(flow.depends(join.node, start) and not flow.depends(join.fork, start) for join in above)
+    ]
+    return max(through, key=lambda one: one[:2], default=(False, False, None))[2]

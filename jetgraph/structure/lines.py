@@ -348,7 +348,7 @@ def is_given(flow: Dataflow, join: Join, by_node: Found) -> bool:
         return False
     for branch in join.branches:
         # What the fork scales, as in h ⊙ σ(g(c)) + P c, is given it as well.
-        scaled = [node for node, _ in factored(flow, branch.node)] if join.kind == "projection" else []
+        scaled = [node for node, _ in factored(flow, branch.node)] if join.kind in ("projection", "gated") else []
         starts = (_start(flow, node, join.fork, by_node) for node in (branch.node, *scaled))
         start = next((node for node in starts if node is not None), None)
         if start is None or flow.depends(start, join.fork) or flow.depends(join.fork, start):

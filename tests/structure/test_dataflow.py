@@ -71,6 +71,10 @@ def test_what_lies_above_and_between(code: Callable[[Net, Tensor], Tensor]) -> N
             assert flow.depends(node, other) == (other in above)
             if is_float_tensor(other):
                 assert flow.dominates(other, node) == (other in shared)
+            if other in above and other is not node:
+                passed = set(inside).intersection(*(way[way.index(other) :] for way in found if other in way))
+                nearest = [step for step in passed - {node} if is_float_tensor(step)]
+                assert flow.bottleneck(node, other) is max(nearest, key=flow.positions.__getitem__, default=None)
             if other in above:
                 through = {step for way in found if other in way for step in way[way.index(other) + 1 :]}
                 assert flow.between(other, node) == flow.ordered(through)

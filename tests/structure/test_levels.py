@@ -169,6 +169,37 @@ def preconditioned(net: Levels, h: Tensor, c: Tensor) -> Tensor:
     return h * noise / (1 + noise) + noise.sqrt() * net.lateral[0](z)
 
 
+def pooled_again(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """Deep layer aggregation: a level starts with a shortcut that is no affine one, and what it ends with is put beside
+    what is pooled of the level before.
+    """
+    above = h + net.blocks[0](h)
+    h = torch.tanh(net.blocks[1](net.down[0](above)) + net.down[0](above.relu()))
+    h = h + net.after[1](h)
+    return net.lateral[1](net.merge[1](torch.cat([h, net.down[0](F.softplus(above))], 1)))
+
+
+def summed_under_a_condition(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """Two layers that each have a gate of the condition, as where an adjacency says what attention reads."""
+    gate = torch.sigmoid(net.condition(c))
+    for inner in (net.blocks[0], net.after[0]):
+        h = inner(h) * gate + net.lateral[0](h.relu()) * (1 - gate)
+    return h
+
+
+def added_again_under_a_condition(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """A layer adds its branch to the point before the one that it reads, and both to that."""
+    gate = torch.sigmoid(net.condition(c))
+    point = h + net.blocks[0](h) * gate
+    return point + (h + net.after[0](point) * gate)
+
+
+def led_by_a_condition(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """The condition is read once, by the first sum of layers that the stream meets."""
+    h = torch.tanh(net.lateral[0](h.relu() * c.mean()) + net.blocks[0](h * c.mean()))
+    return h + net.after[0](h)
+
+
 NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | None]]] = {
     pyramid: [("blocks.0", None), ("blocks.1", None), ("blocks.2", None), ("lateral.1", 3), ("lateral.0", 1)],
     heads_at_all_levels: [
@@ -207,6 +238,10 @@ NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | Non
     modulated: [("blocks.0", None), ("after.0", None), ("blocks.0", None)],
     preconditioned: [("blocks.0", None), ("after.0", None), ("skip", 0)],
     conditioned: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
+    pooled_again: [("blocks.0", None), ("down.0", None), ("down.0", None), ("after.1", None), ("down.0", 1)],
+    summed_under_a_condition: [("blocks.0", None), ("lateral.0", None), ("after.0", None), ("lateral.0", None)],
+    added_again_under_a_condition: [("blocks.0", None), ("after.0", None), ("skip", 0)],
+    led_by_a_condition: [("lateral.0", None), ("blocks.0", None), ("after.0", None)],
     given_one_code: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
 }
 """By net, its branches in order by what they are named after, and the earlier points that they read."""
