@@ -1,15 +1,17 @@
-"""Derivatives that code takes as it runs, such as those of an energy that a layer goes down."""
+"""Derivatives that code takes as it runs, such as those of an energy that a layer goes down; functions that it maps."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 from unittest import mock
 
 import torch
+import torch._functorch.vmap
 from torch import Tensor, nn
+from torch._functorch import eager_transforms
 from torch.utils import _pytree as pytree
 
 
@@ -27,14 +29,35 @@ def derivatives() -> Iterator[list[bool]]:
         yield taken
 
 
-def takes_derivatives(run: Callable[[], Any]) -> bool:
-    """Code that may take derivatives takes some, and runs; for use within `alone`."""
+@contextmanager
+def maps() -> Iterator[list[bool]]:
+    """One for each function that code maps over a dimension (`torch.vmap`, `torch.func.jacfwd`), or of which it takes
+    a slope on the way forwards (`torch.func.jvp`); for use within `alone`.
+    """
+    made: list[bool] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def entered(*args: Any, **kwargs: Any) -> Any:
+            made.append(True)
+            return function(*args, **kwargs)
+
+        return entered
+
+    places = ((torch._functorch.vmap, "_vmap_increment_nesting"), (eager_transforms, "_jvp_increment_nesting"))
+    with ExitStack() as patched:
+        for module, name in places:
+            patched.enter_context(mock.patch.object(module, name, noted(getattr(module, name))))
+        yield made
+
+
+def transforms(run: Callable[[], Any]) -> Literal["derivatives", "maps", ""]:
+    """What code that may take derivatives does with functions, if it runs; for use within `alone`."""
     try:
-        with torch.enable_grad(), derivatives() as taken:
+        with torch.enable_grad(), derivatives() as taken, maps() as mapped:
             run()
     except Exception:  # whatever it raises: then there is nothing to write out
-        return False
-    return bool(taken)
+        return ""
+    return "derivatives" if taken else "maps" if mapped else ""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from jetgraph.errors import InputError, StateError, TraceError, amount, check
 from jetgraph.export.callables import Function, find, title, wrap_function
-from jetgraph.export.derivatives import takes_derivatives
+from jetgraph.export.derivatives import transforms
 from jetgraph.export.fingerprint import is_watched, watched
 from jetgraph.export.normal_form import normalise
 from jetgraph.export.process import alone, one_at_a_time
@@ -299,7 +299,7 @@ def _exported(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
     try:
         return export_program(module, (x,), has_rule=has_rule).program
     except Exception:  # the exporter raises many types
-        if not takes_derivatives(lambda: module(x)):
+        if not transforms(lambda: module(x)):
             raise
     return export_program(module, (x,), has_rule=has_rule, derived=True).program
 

@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 from jetgraph.errors import InputError
 from jetgraph.jets.registry import bind, execute, nodes_in
 from jetgraph.running.forward import Forward
-from jetgraph.structure.contractions import factors_of, labels_of
+from jetgraph.structure.contractions import labels_of, operands_of
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Size, follow, leaves
 from jetgraph.structure.kinds import attention_products
 from jetgraph.structure.operators import SOFTMAX, packet_of
@@ -66,7 +66,7 @@ def reads_itself(branch: Branch) -> bool:
         if product is start:
             values = list(nodes_in([bind(product.target, product.args, product.kwargs)["value"]]))  # type: ignore[arg-type]
         else:
-            values = [node for node in factors_of(product) if not _made_of(node, start)]
+            values = [node for node in operands_of(product) if not _made_of(node, start)]
         if not own.intersection(values):
             return False
     return True

@@ -25,18 +25,41 @@ def factors_of(node: fx.Node) -> tuple[fx.Node, ...]:
     return () if product is None else tuple(nodes_in(product.args))
 
 
+def operands_of(node: fx.Node) -> tuple[fx.Node, ...]:
+    """What a product is made of, or a sum of a product entry by entry."""
+    product = weighted(node)
+    return factors_of(node) if product is None else tuple(nodes_in(product.args))
+
+
 def written_out(node: fx.Node) -> fx.Node | None:
     """The product entry by entry that a node sums over, where each factor is broadcast along a dimension of the other.
 
     So rows and columns are told; without them it may be any sum with weights, as of experts.
     """
-    product = next(nodes_in(node.args[:1]), None) if packet_of(node) in _SUMS else None
-    if product is None or packet_of(product) is not aten.mul or len(product.all_input_nodes) != 2:
+    product = weighted(node)
+    if product is None:
         return None
     one, other = (_padded(factor.meta["shape"], len(product.meta["shape"])) for factor in product.all_input_nodes)
     both = {place for place, pair in enumerate(zip(one, other, strict=True)) if 1 not in pair}
     rows, columns = ({at for at, size in enumerate(shape) if size != 1} - both for shape in (one, other))
-    return product if rows and columns and both.issuperset(_summed(node, len(one))) else None
+    return product if rows and columns and both.issuperset(summed_over(node)) else None
+
+
+def weighted(node: fx.Node) -> fx.Node | None:
+    """The product entry by entry of two values that a node sums over, whatever their sizes are."""
+    product = next(nodes_in(node.args[:1]), None) if packet_of(node) in _SUMS else None
+    if product is None or packet_of(product) is not aten.mul or len(product.all_input_nodes) != 2:
+        return None
+    return product
+
+
+def summed_over(node: fx.Node) -> set[int]:
+    """The dimensions over which a sum of one value goes, counted from the front."""
+    rank = len(node.args[0].meta["shape"])  # type: ignore[union-attr]
+    dims = bind(node.target, node.args, node.kwargs).get("dim")  # type: ignore[arg-type]
+    if dims is None or dims == []:
+        return set(range(rank))
+    return {dim % rank for dim in (dims if isinstance(dims, list | tuple) else [dims])}
 
 
 def labels_of(node: fx.Node) -> tuple[tuple[fx.Node, fx.Node], list[list[Hashable]]] | None:
@@ -45,11 +68,11 @@ def labels_of(node: fx.Node) -> tuple[tuple[fx.Node, fx.Node], list[list[Hashabl
 
     None where there are not two, or a dimension stands for two at once.
     """
-    product = written_out(node)
+    product = weighted(node)
     if product is not None:
         one, other = nodes_in(product.args)
         rank = len(product.meta["shape"])
-        summed = _summed(node, rank)
+        summed = summed_over(node)
         bound: dict[str, Any] = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
         kept = [("kept", at) if at in summed else at for at in range(rank) if bound.get("keepdim") or at not in summed]
         return (one, other), [_named(one, other, rank), _named(other, one, rank), kept]
@@ -81,10 +104,3 @@ def _named(factor: fx.Node, other: fx.Node, rank: int) -> list[Hashable]:
 
 def _padded(shape: Sequence[int | str], rank: int) -> list[int | str]:
     return [*[1] * (rank - len(shape)), *shape]
-
-
-def _summed(node: fx.Node, rank: int) -> set[int]:
-    dims = bind(node.target, node.args, node.kwargs).get("dim")  # type: ignore[arg-type]
-    if dims is None or dims == []:
-        return set(range(rank))
-    return {dim % rank for dim in (dims if isinstance(dims, list | tuple) else [dims])}

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from jetgraph.jets.registry import values_read
-from jetgraph.structure.contractions import factors_of, written_out
+from jetgraph.structure.contractions import factors_of, weighted, written_out
 from jetgraph.structure.operators import (
     CONVOLUTIONS,
     IDENTITY,
@@ -22,6 +22,7 @@ from jetgraph.structure.operators import (
     packet_of,
 )
 from jetgraph.structure.regions import Region
+from jetgraph.structure.weighted import sums_others, sums_places
 
 aten = torch.ops.aten
 
@@ -32,7 +33,8 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
     These are fused attention (which starts at itself), products with what a softmax gives, and in general each product
     of something with an earlier product, both factors of both being activations. So softmax may be written by hand,
     masked or renormalised, or be a sigmoid or nothing (linear attention, with kᵀ v summed up to each place too). A
-    product is one too where it is written out, Σ q[:, :, None] ⊙ k[:, None], with rows and columns by broadcasting.
+    product is one too where it is written out, Σ q[:, :, None] ⊙ k[:, None], with rows and columns by broadcasting; and
+    so is a sum over places with weights of a softmax for each, or for each place and feature (vector attention).
     """
     activations = {region.entry, *region.nodes, *region.context}
     scores: list[fx.Node] = []
@@ -59,7 +61,7 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
             made |= 1 << len(scores)
             scores.append(node)
         elif packet in SOFTMAX:
-            starts |= dict.fromkeys((product for product in _weighted_by(node) if product in region.node_set), node)
+            starts |= dict.fromkeys(_weighted_by(node, region, scored=bool(made)), node)
         above[node] = made
     return {node: starts[node] for node in region.nodes if node in starts}
 
@@ -77,17 +79,23 @@ def _is_summed_up(product: fx.Node) -> bool:
     )
 
 
-def _weighted_by(softmax: fx.Node) -> Iterator[fx.Node]:
-    """The products that a softmax goes into through changes of layout alone."""
+def _weighted_by(softmax: fx.Node, region: Region, scored: bool) -> Iterator[fx.Node]:
+    """The products that a softmax goes into through changes of layout alone, but those that sum experts or the
+    like; a softmax that is scored by a product of two activations has none of these.
+    """
     stack = [softmax]
     while stack:
         for user in stack.pop().users:
+            if user not in region.node_set:
+                continue
             if factors_of(user):
-                yield user
+                if scored or not sums_others(region, user, softmax):
+                    yield user
             elif packet_of(user) in IDENTITY or packet_of(user) is aten.slice:
                 stack.append(user)
             elif packet_of(user) is aten.mul:
-                yield from (reader for reader in user.users if written_out(reader) is user)
+                totals = (reader for reader in user.users if reader in region.node_set and weighted(reader) is user)
+                yield from (one for one in totals if written_out(one) or sums_places(region, one, softmax))
 
 
 def branch_kind(region: Region) -> str:

@@ -43,7 +43,7 @@ def reads_elsewhere(flow: Dataflow, region: Region, skip: fx.Node) -> bool:
         return False
     followed = Dimensions(fork, flow.ordered({*region.nodes, *flow.between(fork, skip)}), _LAYOUTS)
     one, other = followed.get(skip), followed.get(end)
-    if _pools(flow, region, followed, _SUMS if end.meta["shape"] != skip.meta["shape"] else _SUMS | _EXTREMES):
+    if _pools(region, followed, _SUMS if end.meta["shape"] != skip.meta["shape"] else _SUMS | _EXTREMES):
         return True
     if one is None or other is None or len(one.dims) < len(other.dims):
         return False
@@ -65,9 +65,9 @@ _EXTREMES = {
 """Those that are pools where they are spread again; the largest value that is taken away ahead of exp is none."""
 
 
-def _pools(flow: Dataflow, region: Region, followed: Dimensions, pools: Collection[Any]) -> bool:
+def _pools(region: Region, followed: Dimensions, pools: Collection[Any]) -> bool:
     """A mean or the like of positions is taken; that of features too is part of a norm, of the batch a statistic."""
-    apart = {factor for place in (0, _place_of_features(flow, region.entry)) for factor in followed.start.at(place)}
+    apart = {factor for place in (0, place_of_features(region.entry)) for factor in followed.start.at(place)}
     for node in region.nodes:
         read = followed.get(node.args[0]) if packet_of(node) in pools else None
         if read is None:
@@ -85,7 +85,7 @@ _BY_LAST = {
 }  # fmt: skip
 
 
-def _place_of_features(flow: Dataflow, node: fx.Node) -> int:
+def place_of_features(node: fx.Node) -> int:
     """Which dimension holds features, by the nearest layer or norm above; the last one where none says so."""
     seen, queue = {node}, deque([node])
     while queue:
@@ -95,7 +95,7 @@ def _place_of_features(flow: Dataflow, node: fx.Node) -> int:
             return -1
         if packet in _BY_CHANNEL and len(current.meta["shape"]) > 1:
             return 1
-        for parent in flow.parents.get(current, ()):
+        for parent in current.all_input_nodes:
             if parent not in seen and parent.meta.get("shape") == node.meta["shape"]:
                 seen.add(parent)
                 queue.append(parent)

@@ -157,7 +157,8 @@ def _rebased(flow: Dataflow, join: Join, point: fx.Node) -> Join:
     """The join with its fork at `point`, if only layout and precision change from there; no map stands between then."""
     if any(image_kind(flow, node) != "identity" for node in flow.between(point, join.fork)):
         return join
-    branches = tuple(replace(b, region=flow.region(point, b.region.exit, b.region.held)) for b in join.branches)
+    # What lies before the layout changes may be most of a branch, and what it is called after.
+    branches = tuple(branch_over(flow.region(point, b.region.exit, b.region.held)) for b in join.branches)
     gates = tuple(flow.region(point, region.exit) for region in join.gates)
     skip = None if join.skip is None else flow.region(point, join.skip.exit, join.skip.held)
     return replace(join, fork=point, skip=skip, branches=branches, gates=gates)

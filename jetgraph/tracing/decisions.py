@@ -49,6 +49,10 @@ _ASKED: Mapping[Any, Callable[[Tensor], Any]] = {
 
 _REPEATS = (torch.repeat_interleave, Tensor.repeat_interleave)
 
+_MADE_BY_SIZES = frozenset({"zeros", "ones", "empty"})
+_BY_SIZES = _MADE_BY_SIZES | {"view", "reshape", "expand", "repeat", "tile", "new_zeros", "new_ones", "new_empty"}
+"""Functions that take each size as an argument of its own, or all of them as a list; those after a tensor."""
+
 _AT = (Tensor.__getitem__, Tensor.__setitem__)
 _LAID_OUT = (Tensor.squeeze, Tensor.flatten, Tensor.reshape, Tensor.view, torch.squeeze, torch.flatten, torch.reshape)
 _ONE_BY_ONE = (Tensor.unbind, torch.unbind, Tensor.tolist)
@@ -129,6 +133,10 @@ class Answering(TorchFunctionMode):
             self.loops.append(line_above())
             if self.spread:
                 return self._all_places(args[0], function)
+        if (name := getattr(function, "__name__", "")) in _BY_SIZES:
+            first = 0 if name in _MADE_BY_SIZES else 1
+            args = (*args[:first], *map(self._sizes, self._sizes(args[first:])))
+            kwargs = {name: self._sizes(each) for name, each in kwargs.items()}
         if function in (*PLACES, *WHERE, *_LAID_OUT):
             return self._with_places(function, args, kwargs)
         if function is Tensor.__format__ and _is_size(args[0]):
@@ -137,7 +145,7 @@ class Answering(TorchFunctionMode):
             return self.answer(args[0], _ASKED[function])
         if function in _REPEATS and len(args) > 1 and isinstance(args[1], Tensor) and args[1].dim():
             return function(*args, **{"output_size": self.answer(args[1].sum(), int)} | kwargs)
-        if getattr(function, "__name__", "") not in _OF_TENSORS:
+        if name not in _OF_TENSORS:
             args = tuple(map(self._sizes, args))
             kwargs = {name: self._sizes(each) for name, each in kwargs.items()}
         return self._given(function, args, kwargs)

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from jetgraph.algebra.sizes import holds
 from jetgraph.errors import InputError, JetGraphError, SizeError, TraceError
-from jetgraph.export.derivatives import derivatives, takes_derivatives
+from jetgraph.export.derivatives import derivatives, transforms
 from jetgraph.export.process import alone, torch_silent
 from jetgraph.export.program import (
     chooses_by_values,
@@ -137,10 +137,11 @@ def _first_that_holds(
     for way in ways(model, args, kwargs):
         called = _Example(model, args, dict(way.options), output, held, way)
         if way.derived:
-            if not takes_derivatives(partial(called.run, args, dict(way.options))):
+            does = transforms(partial(called.run, args, dict(way.options)))
+            if not does:
                 continue
-            # What is said of the other ways is that these cannot be followed.
-            first = None
+            # What is said of the other ways is that derivatives cannot be followed.
+            first = None if does == "derivatives" else first
         try:
             traced, expected = called.trace(levels)
         except DrawsError as error:

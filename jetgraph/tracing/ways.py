@@ -1,5 +1,6 @@
 """Ways to call a model for the exporter, one tried after the other: as given; with masks; with its own use of a cache;
-with code that is not told of the exporter; and with derivatives that its code takes written out.
+with code that is not told of the exporter; and with derivatives that its code takes, and functions that it maps over a
+dimension, written out.
 
 Code that fills in a mask for itself often does so only where nobody traces it, or makes one only where it is traced,
 and some models cannot run without the cache that they keep by default. What is assumed is said in the trace's note, and
@@ -31,8 +32,9 @@ class Way:
     unseen: bool = False
     """Code that asks whether it is exported or compiled is told that it is not, and does what it does at any call."""
     derived: bool = False
-    """Derivatives that code takes (`torch.autograd.grad`, `torch.func.grad`) are written out as what computes them. Of
-    these the exporter knows only at a level where composite operators are written out as well.
+    """Derivatives that code takes (`torch.autograd.grad`, `torch.func.grad`) are written out as what computes them, and
+    functions that it maps over a dimension (`torch.vmap`) as operators with that dimension. Of these the exporter knows
+    only at a level where composite operators are written out as well.
     """
 
     @contextmanager

@@ -403,3 +403,25 @@ def test_inside_a_branch_a_sum_of_branches_is_its_code() -> None:
 
     *_, graph = traced(Outer, Outer)
     assert [join.kind for join in graph.joins] == ["identity", "identity"]
+
+
+class GatedByCell(nn.Module):
+    """Attention whose output a recurrent cell takes in, over rows of all positions (GTrXL)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv = nn.Linear(3, 8), nn.Linear(8, 24)
+        self.cells = nn.ModuleList(nn.GRUCell(8, 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        for cell in self.cells:
+            q, k, v = self.qkv(h).chunk(3, -1)
+            h = cell(((q @ k.mT).softmax(-1) @ v).flatten(0, 1), h.flatten(0, 1)).reshape_as(h)
+        return h
+
+
+def test_a_branch_is_called_after_what_lies_before_a_change_of_layout() -> None:
+    graph = jg.trace(GatedByCell().eval(), torch.randn(2, 5, 3), dynamic=False)
+    assert graph.joins[-1].kind == "gated"
+    assert [branch.kind for branch in graph.joins[-1].branches] == ["attn"]

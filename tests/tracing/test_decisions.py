@@ -68,6 +68,23 @@ def _repeated(x: Tensor, ids: Tensor) -> Tensor:
     return torch.repeat_interleave(x, ids[0], 1)[:, : x.shape[1]]
 
 
+def _laid_out(x: Tensor, ids: Tensor) -> Tensor:
+    """Patches of an image, as the tower of VideoLLaMA 3 lays them out: each size is an argument of its own."""
+    frames, height, width, merged = ids[0, 2], ids[0, 0], 5 * ids[0, 0], ids[1, 2]
+    y = _branch(x, ids + 1).view(frames, height // merged, width // merged, merged, merged, 2)
+    y = y.permute(0, 1, 3, 2, 4, 5).reshape(frames, height, width, 2).permute(0, 3, 1, 2)
+    y = F.interpolate(y, size=(height // merged, width // merged), mode="bilinear")
+    return x * y.permute(0, 2, 3, 1).view(-1, 2).mean(1, keepdim=True)
+
+
+def _made(x: Tensor, ids: Tensor) -> Tensor:
+    """Of sizes, and laid out by a list of them."""
+    frames, height, width = ids[0, 2], ids[0, 0] // ids[1, 2], 5 * ids[0, 0] // ids[1, 2]
+    ramp = torch.ones(frames, height, width, 2).cumsum(2).reshape([frames, width, height, 2]).permute(0, 3, 1, 2)
+    ramp = F.interpolate(_branch(ramp, ids + 1), size=(width, height), mode="bilinear")
+    return x * ramp.permute(0, 2, 3, 1).view(-1, 2).mean(1, keepdim=True)
+
+
 def _at_a_mask(x: Tensor, ids: Tensor) -> Tensor:
     kept = x[ids > 1]
     return x + kept.mean(0) if kept.shape[0] % 2 else x * kept.shape[0]
@@ -99,7 +116,7 @@ OTHER = torch.tensor([[0, 5, 4, 2, 1], [2, 2, 1, 1, 1]])
     "way",
     [
         *(_branch, _nested, _number, _listed, _listed_in_rows, _sliced, _padded, _contained, _repeated),
-        *(_at_a_mask, _set_at_a_mask, _selected, _different),
+        *(_laid_out, _made, _at_a_mask, _set_at_a_mask, _selected, _different),
     ],
     ids=lambda way: way.__name__[1:],
 )

@@ -282,3 +282,30 @@ class Draws(nn.Module):
 def test_a_model_that_takes_derivatives_is_refused_for_what_else_it_does() -> None:
     with pytest.raises(jg.TraceError, match="draws random numbers"):
         jg.trace(Draws().eval(), torch.ones(1, 5, 8))
+
+
+class Mapped(nn.Module):
+    """Attention of one head, mapped over heads; and slopes of a layer, one for each entry that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.layer = nn.Linear(3, 4), nn.Linear(4, 12), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        q, k, v = (each.unflatten(-1, (2, 2)) for each in self.qkv(h).chunk(3, -1))
+        head = torch.vmap(lambda q, k, v: (q @ k.mT).softmax(-1) @ v, in_dims=2, out_dims=2)
+        h = h + self.layer(head(q, k, v).flatten(2))
+        return h + torch.vmap(torch.vmap(torch.func.jacfwd(lambda y: self.layer(y).tanh())))(h).sum(-1)
+
+
+def test_functions_that_a_model_maps_are_written_out() -> None:
+    """Heads that are a dimension of a map are heads."""
+    torch.manual_seed(0)
+    model, (x, other) = Mapped().double().eval(), torch.randn(2, 2, 5, 3, dtype=torch.float64)
+    graph = jg.trace(model, x, dynamic=False)
+    assert [join.alias for join in graph.joins] == ["L0.attn", "L1.mlp"]
+    parts = graph.split("heads")
+    assert [alias for alias in parts.branches if "head" in alias] == ["L0.attn.head0", "L0.attn.head1"]
+    torch.testing.assert_close(parts(other), model(other).detach())
+    laws.check_slopes(laws.subject(graph, {"x": x}, {"x": other}, torch.float64))
