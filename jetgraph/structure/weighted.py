@@ -100,10 +100,21 @@ def _is_read(node: fx.Node, region: Region) -> bool:
 
 
 def _places_in(followed: Dimensions, start: fx.Node) -> set[Factor]:
-    """All dimensions but that of features."""
+    """All dimensions but that of features, and one along which layers are stacked."""
     rank = len(followed.start.dims)
     features = place_of_features(start) % rank if start.meta["dtype"].is_floating_point and rank > 1 else -1
-    return _roots(factor for place in range(rank) if place != features for factor in followed.start.at(place))
+    places = (place for place in range(rank) if place != features and not _is_stacked(start, place))
+    return _roots(factor for place in places for factor in followed.start.at(place))
+
+
+def _is_stacked(node: fx.Node, place: int) -> bool:
+    """Along a dimension lie values that have none of it themselves, as in a state that grows by what layers make."""
+    if packet_of(node) not in (aten.stack, aten.cat) or len(node.all_input_nodes) < 2:
+        return False
+    dim = bind(node.target, node.args, node.kwargs).get("dim", 0) % len(node.meta["shape"])  # type: ignore[arg-type]
+    if dim != place or packet_of(node) is aten.stack:
+        return dim == place
+    return all(part.meta["shape"][place] == 1 or _is_stacked(part, place) for part in node.all_input_nodes)
 
 
 def _roots(factors: Iterable[Factor]) -> set[Factor]:

@@ -98,7 +98,7 @@ def test_edges_of_other_streams(name: str, traced: Callable[..., Example]) -> No
 
 
 def test_edges_of_a_mixture_of_experts(traced: Callable[..., Example]) -> None:
-    example = traced(ROUTED[0], dynamic=False)
+    example = traced(ROUTED[0])
     check_flows(example.graph, example.inputs, 2e-5)
 
 

@@ -84,7 +84,7 @@ def test_the_top_is_that_of_all_terms(name: str, traced: Callable[..., Example])
 
 
 def test_the_top_of_a_mixture_of_experts(traced: Callable[..., Example]) -> None:
-    example = traced(ROUTED[0], dynamic=False)
+    example = traced(ROUTED[0])
     check_search(example.graph, example.inputs, 1e-4)
 
 
