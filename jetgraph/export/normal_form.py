@@ -49,6 +49,7 @@ def normalise(graph: fx.Graph) -> None:
     _write_moments_apart(graph)
     write_out_steps(graph)
     _write_products_of_two(graph)
+    _write_scattered_sums_alike(graph)
     _unfuse_sums(graph)
     write_sums_over_stacks(graph)
     nest_stacks(graph)
@@ -266,6 +267,18 @@ def _write_products_of_two(graph: fx.Graph) -> None:
                 operands.insert(len(operands) if at_end else 0, product)
                 labels.insert(len(labels) if at_end else 0, kept)
         _replace(node, operands[0])
+
+
+def _write_scattered_sums_alike(graph: fx.Graph) -> None:
+    """scatter_reduce by a sum, with what was there, and scatter that adds: both are scatter_add."""
+    for node in graph.nodes:
+        name = _ADDING.get(node.target)
+        if name in (*node.args[4:], node.kwargs.get("reduce")) and name and node.kwargs.get("include_self", True):
+            node.target, node.args, node.kwargs = aten.scatter_add.default, node.args[:4], {}
+
+
+_ADDING = {aten.scatter_reduce.two: "sum", aten.scatter.reduce: "add"}
+"""What the reduction is called that is a sum, by operator."""
 
 
 def _unfuse_sums(graph: fx.Graph) -> None:

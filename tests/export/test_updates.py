@@ -84,6 +84,17 @@ def scattered(block: Update, h: Tensor) -> Tensor:
     return h.scatter_add(1, at, best.unsqueeze(-1).tanh() * block.mlp(h.gather(1, at)))
 
 
+def reduced(block: Update, h: Tensor) -> Tensor:
+    """The sums of neighbours by an operator that has other reductions too."""
+    at = torch.tensor([1, 1, 4])[None, :, None].expand(len(h), -1, WIDTH)
+    return h.scatter_reduce(1, at, block.mlp(h[:, :3]), "sum")
+
+
+def added(block: Update, h: Tensor) -> Tensor:
+    at = torch.tensor([[[2]]]).expand(len(h), 1, WIDTH)
+    return h.scatter(1, at, block.mlp(h[:, :1]), reduce="add")
+
+
 def side_by_side(block: Update, h: Tensor) -> Tensor:
     first, rest = h[:, :1], h[:, 1:]
     return torch.cat([first, rest + block.mlp(rest)], 1)
@@ -167,7 +178,7 @@ class Net(nn.Module):
 WRITES = [
     (index_add, in_place, assigned, spread, features, row, rows),
     (accumulated, copied, chosen, scattered, side_by_side, in_thirds, halves),
-    (first, last, in_the_middle, listed, either, twice),
+    (first, last, in_the_middle, listed, either, twice, reduced, added),
 ]
 
 
