@@ -129,16 +129,12 @@ def gated_history(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, t
         gates = tuple(factor for factor in held if flow.depends(factor, node))
         if gates and is_float_tensor(node):
             yield node, gates
-        carriers = flow.carriers[node]
-        if len(flow.parents[node]) > len(carriers):
-            continue  # An index that is computed steers what the image is of.
-        for parent in carriers:
-            factors = tuple(other for other in carriers if other is not parent)
-            passed = packet_of(node) in _FACTORED if factors else not is_mixing(node)
-            if passed and parent not in seen and flow.affine(node, (parent,)):
+        for parent, factors in _multiplied(flow, node):
+            if parent not in seen:
                 seen.add(parent)
                 stack.append((parent, (*held, *factors)))
-        above = flow.bottleneck(node) if packet_of(node) in _JOINING and len(carriers) > 1 else None
+        several = packet_of(node) in _JOINING and 1 < len(flow.carriers[node]) == len(flow.parents[node])
+        above = flow.bottleneck(node) if several else None
         if above is not None and above not in seen and (factors := held_image(flow, node, (above,))) is not None:
             seen.add(above)
             stack.append((above, (*held, *factors)))
@@ -153,14 +149,19 @@ def factored(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, tuple[
         node, held = stack.pop()
         if held and is_float_tensor(node):
             yield node, held
-        carriers = flow.carriers[node]
-        if len(flow.parents[node]) > len(carriers) or (is_mixing(node) and len(carriers) == 1):
-            continue
-        for parent in carriers:
-            factors = tuple(other for other in carriers if other is not parent)
-            passed = packet_of(node) in _FACTORED if factors else True
-            if passed and flow.affine(node, (parent,)):
-                stack.append((parent, (*held, *factors)))
+        stack += ((parent, (*held, *factors)) for parent, factors in _multiplied(flow, node))
+
+
+def _multiplied(flow: Dataflow, node: fx.Node) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
+    """The values of which an operator makes a multiple, up to layout, each with the others that it reads as factors."""
+    carriers = flow.carriers[node]
+    if len(flow.parents[node]) > len(carriers):
+        return  # An index that is computed steers what the image is of.
+    for parent in carriers:
+        factors = tuple(other for other in carriers if other is not parent)
+        passed = packet_of(node) in _FACTORED if factors else not is_mixing(node)
+        if passed and flow.affine(node, (parent,)):
+            yield parent, factors
 
 
 _JOINING = {aten.add, aten.cat}
@@ -170,48 +171,34 @@ def held_image(flow: Dataflow, node: fx.Node, of: Collection[fx.Node]) -> tuple[
     """The factors that are held for a value to be an affine image of others, of which it may be a sum or a
     concatenation; None where it is none. Nothing learned lies on the way.
     """
-    return _held_image(flow, node, of, flow.mask(of), {})
+    mask = flow.mask(of)
+    # A sum of sums reads its first summands on many ways, and they are asked once.
+    known: dict[fx.Node, tuple[fx.Node, ...] | None] = dict.fromkeys(of, ())
 
+    def held(node: fx.Node) -> tuple[fx.Node, ...] | None:
+        if node not in known:
+            known[node] = by_parents(node)
+        return known[node]
 
-def _held_image(
-    flow: Dataflow,
-    node: fx.Node,
-    of: Collection[fx.Node],
-    mask: int,
-    known: dict[fx.Node, tuple[fx.Node, ...] | None],
-) -> tuple[fx.Node, ...] | None:
-    """As `held_image`; what is known is asked once, for a sum of sums reads its first summands on many ways."""
-    if node not in known:
-        known[node] = () if node in of else _held_by_parents(flow, node, of, mask, known)
-    return known[node]
-
-
-def _held_by_parents(
-    flow: Dataflow,
-    node: fx.Node,
-    of: Collection[fx.Node],
-    mask: int,
-    known: dict[fx.Node, tuple[fx.Node, ...] | None],
-) -> tuple[fx.Node, ...] | None:
-    carriers = flow.carriers[node]
-    if len(flow.parents[node]) > len(carriers) or not flow.touches(node, mask):
-        return None
-    if packet_of(node) in _JOINING:
-        found: dict[fx.Node, None] = {}
-        for parent in carriers:
-            held = _held_image(flow, parent, of, mask, known)
-            if held is None:
+    def by_parents(node: fx.Node) -> tuple[fx.Node, ...] | None:
+        if not flow.touches(node, mask):
+            return None
+        if packet_of(node) not in _JOINING:
+            ways = (
+                (*found, *factors) for parent, factors in _multiplied(flow, node) if (found := held(parent)) is not None
+            )
+            first = next(ways, None)
+            return None if first is None else tuple(dict.fromkeys(first))
+        if len(flow.parents[node]) > len(flow.carriers[node]):
+            return None
+        every: dict[fx.Node, None] = {}
+        for parent in flow.carriers[node]:
+            if (found := held(parent)) is None:
                 return None
-            found |= dict.fromkeys(held)
-        return tuple(found)
-    for parent in carriers:
-        factors = tuple(other for other in carriers if other is not parent)
-        passed = packet_of(node) in _FACTORED if factors else not is_mixing(node)
-        if passed and flow.affine(node, (parent,)):
-            held = _held_image(flow, parent, of, mask, known)
-            if held is not None:
-                return tuple(dict.fromkeys((*held, *factors)))
-    return None
+            every |= dict.fromkeys(found)
+        return tuple(every)
+
+    return held(node)
 
 
 def is_of_several(flow: Dataflow, node: fx.Node) -> bool:
