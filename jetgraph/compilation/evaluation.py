@@ -39,7 +39,7 @@ def broadcast(value: Tensor, shape: tuple[int, ...]) -> Tensor:
 def evaluated(plan: Plan, model: Model, forward: Forward, memory: int = MEMORY) -> Evaluated:
     """The results of a plan, in the order in which they were given, and what was found out on the way."""
     forward.need(plan.reads)
-    give_back()
+    give_back(model.graph.traced.device_and_dtype[0])
     run = StackedRun(plan, model, forward, memory)
     for visit in plan.visits:
         run.visit(visit)

@@ -77,7 +77,7 @@ class Terms(Mapping[Path, Tensor]):
             some = [path for path in missing if (path in self._decoding.constants) is constant]
             if len(some) > 1:
                 # All terms together are the most that an evaluation ever holds: what it needed before them goes first.
-                give_back()
+                give_back(self._decoding.forward.graph.traced.device_and_dtype[0])
             if some:
                 self._made |= zip(some, self._decoding.each(some), strict=True)
 

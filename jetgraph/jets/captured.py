@@ -18,9 +18,10 @@ import gc
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,8 +32,8 @@ from torch.utils._pytree import tree_leaves
 
 from jetgraph.jets.recording import bound_to, may_follow, written
 
-DEVICES = ("cuda",) if os.environ.get("JETGRAPH_CUDA_GRAPHS") == "1" else ()
-"""Types of devices on which functions are captured: none unless it is asked for, while few devices have been tried."""
+DEVICES = () if os.environ.get("JETGRAPH_CUDA_GRAPHS") == "0" else ("cuda",)
+"""Types of devices on which functions are captured, unless it is declined."""
 
 LARGE = 2**23
 """Bytes that an operator of a plain evaluation makes on average, from which on it takes longer than its launch."""
@@ -43,6 +44,12 @@ FEW = 24
 
 MOVED = 2**26
 """Bytes of what comes in other memory each time that are copied at most."""
+
+CALLS = 3
+"""With which call of a kind a function is captured: the first runs it, the second looks whether it can be."""
+
+_FEW = "few kernels are launched"
+"""Why a function is not captured that launches less."""
 
 _KINDS = 4
 """Kinds of arguments that are known of a function; the oldest goes first."""
@@ -69,22 +76,28 @@ class Captured:
     """A function that returns a tuple, of tensors and plain values.
 
     The first call of a kind runs it as it is, as does every call of which derivatives may be asked; the second looks
-    whether it can be captured, the third captures it.
+    whether it can be captured, the third captures it (`CALLS`).
 
     Parameters
     ----------
     function
         Gives the same for the same arguments, and writes to none of them. What it reads besides stays as it is.
+    made
+        Places of arguments that are made for each call, as the layer before makes them: they come in other memory
+        sooner or later, and a graph that was captured before that has to be captured again.
     """
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, made: Collection[int] = ()) -> None:
         self._function = function
+        self._made = made
         self._known: dict[Any, _Kind] = {}
+        self._few = False
+        """It launches few kernels, as it does for arguments of any kind."""
 
     def __call__(self, given: Sequence[Any]) -> tuple[Any, ...]:
         """`function(*given)`"""
         device = next((each.device for each in given if isinstance(each, Tensor)), None)
-        if device is None or device.type not in DEVICES or _FAILED or not _is_plain(device):
+        if self._few or device is None or device.type not in DEVICES or _FAILED or not _is_plain(device):
             return self._function(*given)
         kind, pointers = (_settings(device), *map(_described, given)), [*map(_pointer, given)]
         with _ONE:
@@ -92,9 +105,11 @@ class Captured:
             if known is None:
                 if len(self._known) >= _KINDS:
                     del self._known[next(iter(self._known))]
-                self._known[kind] = _Kind(pointers)
+                self._known[kind] = _Kind(pointers, _movable(given, self._made))
             elif not known.refused:
-                return known.run(self._function, given, pointers, device)
+                results = known.run(self._function, given, pointers, device)
+                self._few = known.refused == _FEW
+                return results
         return self._function(*given)
 
 
@@ -152,7 +167,7 @@ class _Kind:
 
     def _unmovable(self, given: Sequence[Any]) -> str:
         moved = [given[at] for at in self.moving]
-        if any(0 in each.stride() and each.numel() > 1 for each in moved):
+        if any(map(_overlaps, moved)):
             return "an argument that moves has entries in the same memory"
         return "much of its arguments moves" if sum(each.nbytes for each in moved) > MOVED else ""
 
@@ -182,7 +197,7 @@ class _Observer(TorchDispatchMode):
         if not self._found and any(not isinstance(each, plain) or self._is_elsewhere(each) for each in results):
             self._found = "a result is no tensor there"
         if not self._found and self._launches < FEW:
-            self._found = "few kernels are launched"
+            self._found = _FEW
         if not self._found and self._bytes > LARGE * self._launches:
             self._found = "running takes longer than launching"
         return self._found
@@ -326,6 +341,18 @@ def _settings(device: torch.device) -> tuple[Any, ...]:
 
 
 # Tensors and the memory that they are in
+
+
+def _movable(given: Sequence[Any], places: Collection[int]) -> set[int]:
+    """Those of some arguments that can be copied, the smallest first, while they are not too much."""
+    tensors = sorted((at for at in places if isinstance(given[at], Tensor)), key=lambda at: given[at].nbytes)
+    sums = accumulate(given[at].nbytes for at in tensors)
+    return {at for at, total in zip(tensors, sums, strict=True) if total <= MOVED and not _overlaps(given[at])}
+
+
+def _overlaps(value: Tensor) -> bool:
+    """It has entries in the same memory."""
+    return 0 in value.stride() and value.numel() > 1
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -77,7 +77,9 @@ class Code:
         self._results = [node for node in self._nodes if keep is None or node in keep]
         self._names = {node: f"v{place}" for place, node in enumerate((*self._reads, *self._nodes))}
         self._function = self._made(check_rows)
-        self._captured = Captured(self._function)
+        self._captured = Captured(
+            self._function, [at for at, node in enumerate(self._reads) if node.op == "call_function"]
+        )
 
     def __call__(self, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any] | None:
         """The wanted values; None where the chain reads a series, or what has no value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -56,7 +57,14 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
     check(jet, locals())
     _check(x, v, order)
     module = wrap_function(f)
-    return Taylor(module, x, _traced(module, x)).at(x, v, order)
+    # To look whether a module is what it was takes as long as to launch its jet: a device works meanwhile.
+    guess, found = _last(module, x), None
+    if guess is not None:
+        # Where the module has changed, the error is that of a program of another one; else it is raised again.
+        with suppress(Exception):
+            found = Taylor(module, x, guess).at(x, v, order)
+    program = _traced(module, x)
+    return found if found is not None and program is guess else Taylor(module, x, program).at(x, v, order)
 
 
 def taylor(f: Callable[[Tensor], Tensor], example: Tensor) -> Taylor:
@@ -232,20 +240,36 @@ _MOST = 8
 def _traced(module: nn.Module, x: Tensor) -> _Program:
     """The program of a module at tensors like x; of one that has not changed it is kept."""
     with one_at_a_time():
-        # Compared as it is: a digest of it would cost as much as making it.
         described = None if isinstance(module, Function) else _described(module)
-        key = described, x.shape, x.stride(), x.dtype, x.device, torch.get_default_dtype()
-        kept = _KEPT.get(module, [])
-        if described is not None:
-            for before, program in kept:
-                if before == key:
-                    return program
+        if (program := _kept(module, described, x)) is not None:
+            return program
         with alone():
             program = _trace(module, x)
         # A constant may be any tensor that the module had somewhere, and may have exchanged since.
         if described is not None and not program.constants:
-            _KEPT[module] = [*kept[-_MOST + 1 :], (key, program)]
+            _KEPT[module] = [*_KEPT.get(module, [])[-_MOST + 1 :], (_key(described, x), program)]
         return program
+
+
+def _last(module: nn.Module, x: Tensor) -> _Program | None:
+    """The program of a module at tensors like x if it is still what it was when it was looked at last; None if there
+    is none."""
+    with one_at_a_time():
+        return _kept(module, _WATCHED.get(module, (None, None))[0], x)
+
+
+def _kept(module: nn.Module, described: Any, x: Tensor) -> _Program | None:
+    """What is kept of a module of this description; nothing of one that has none."""
+    if described is None:
+        return None
+    # Compared as it is: a digest of it would cost as much as making it.
+    key = _key(described, x)
+    return next((program for before, program in _KEPT.get(module, []) if before == key), None)
+
+
+def _key(described: Any, x: Tensor) -> tuple[Any, ...]:
+    """All that a program depends on."""
+    return described, x.shape, x.stride(), x.dtype, x.device, torch.get_default_dtype()
 
 
 def _described(module: nn.Module) -> Any:

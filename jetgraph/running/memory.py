@@ -72,12 +72,19 @@ OFTEN = 1.0
 _given_back = [0.0]
 
 
-def give_back() -> None:
+def give_back(device: torch.device | None = None) -> None:
     """Give the system what this process has freed, at most once in `OFTEN` seconds; between the parts of long work.
 
     The allocator of glibc keeps it, in pieces that blocks of the same size do not fit into again, since those of
     tensors are aligned: a job would take more and more.
+
+    Parameters
+    ----------
+    device
+        Where the work is done; of an accelerator's memory the process has nothing.
     """
+    if is_accelerator(device):
+        return
     now = time.monotonic()
     if now - _given_back[0] > OFTEN and (trim := _trim()) is not None:
         trim(0)

@@ -107,10 +107,12 @@ def layer(x: Tensor, weight: Tensor, number: int) -> tuple[Any, ...]:
     return hidden, hidden[:, 1:], hidden.T.exp(), weight[1:].T, x[:0], hidden.shape[0], x[:, ::2]
 
 
-def test_nothing_is_captured_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_captured_where_it_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
     for asked in ("0", "1"):
         monkeypatch.setenv("JETGRAPH_CUDA_GRAPHS", asked)
         assert runpy.run_path(captured.__file__)["DEVICES"] == ("cuda",) * int(asked)
+    monkeypatch.delenv("JETGRAPH_CUDA_GRAPHS")
+    assert runpy.run_path(captured.__file__)["DEVICES"] == ("cuda",)
 
 
 def test_it_is_the_function(device: torch.device, graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +160,36 @@ def test_weights_that_move_are_noticed(device: torch.device, graphs: Graphs) -> 
             kept.append(moved.data)
         assert torch.equal(run(given)[0], sum(given))
     assert graphs.captured == 2 + 3
+
+
+def test_what_is_made_for_each_call_is_copied_from_the_start(
+    device: torch.device, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that one capture is enough wherever it comes to be; but for what cannot be copied, or is too much."""
+    weight, kept = torch.randn(4, 4, device=device), list[Tensor]()
+    for made, times in (((0,), 1), ((), 2)):
+        run, before = Captured(layer, made), graphs.captured
+        x = torch.randn(3, 4, device=device)
+        for call in range(7):
+            if call > 3:
+                kept.append(x := torch.randn(3, 4, device=device))
+            same(run([x, weight, 3]), layer(x, weight, 3))
+        assert graphs.captured - before == times
+    monkeypatch.setattr(captured, "MOVED", 64)
+    given = [torch.ones(2, 3), torch.ones(1, 3).expand(9, 3), 3, torch.ones(2, 3, dtype=torch.float64), torch.ones(4)]
+    assert captured._movable(given, range(5)) == {0, 4}
+
+
+def test_a_function_of_few_kernels_is_looked_at_once(
+    device: torch.device, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it has as few for arguments of any kind."""
+    monkeypatch.setattr(captured, "FEW", 2)
+    run = Captured(lambda x: (x + 1,))
+    for _ in range(3):
+        run([torch.ones(3, device=device)])
+    monkeypatch.setattr(captured, "_settings", lambda device: pytest.fail("it is known"))
+    assert torch.equal(run([torch.ones(4, device=device)])[0], torch.full((4,), 2.0, device=device))
 
 
 class Own(Tensor):
@@ -281,6 +313,7 @@ def test_models(device: torch.device, graphs: Graphs, name: str, monkeypatch: py
 @pytest.mark.filterwarnings("ignore:from here on kernels")
 def test_a_capture_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """It changes nothing for what comes after it."""
+    monkeypatch.setattr(captured, "DEVICES", ("cuda",))
     monkeypatch.setattr(captured, "_FAILED", [])
     monkeypatch.setattr(captured._Observer, "refusal", lambda *_: "")
     run = Captured(lambda x: (x * float(x.sum().item()),))

@@ -377,6 +377,41 @@ def test_a_module_is_traced_again_where_it_has_changed(what: str, exports: list[
     assert len(exports) == times + 1
 
 
+def test_a_module_is_looked_at_when_its_jet_is_launched(
+    exports: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device works meanwhile; what a program makes of a module that has changed, or its error, goes."""
+    order: list[str] = []
+    described, at = function._described, function.Taylor.at
+    monkeypatch.setattr(function, "_described", lambda module: order.append("looked at") or described(module))
+    monkeypatch.setattr(function.Taylor, "at", lambda self, *given: order.append("launched") or at(self, *given))
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    for _ in range(2):
+        torch.testing.assert_close(jg.jet(model, X, V, 1), torch.stack(torch.func.jvp(model, (X,), (V,))))
+    assert order == ["looked at", "launched", "launched", "looked at"]
+    # Another function with the same weights, and weights that the program has no use for.
+    for at_place, other in (
+        (1, nn.Softplus()),
+        (0, nn.Linear(3, 4, bias=False).double()),
+        (2, nn.Linear(4, 5).double()),
+    ):
+        model[at_place] = other
+        order.clear()
+        torch.testing.assert_close(jg.jet(model, X, V, 1), torch.stack(torch.func.jvp(model, (X,), (V,))))
+        assert order == ["launched", "looked at", "launched"]
+    assert len(exports) == 4
+    # Where nothing has changed the error is its own.
+    logarithm = nn.Sequential(nn.Linear(3, 3), nn.LogSigmoid(), Logarithm()).double()
+    for _ in range(3):
+        with pytest.raises(jg.DomainError, match="log"):
+            jg.jet(logarithm, X, V, 1)
+
+
+class Logarithm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log(x)
+
+
 def test_the_oldest_program_goes_first_and_a_module_is_described_once(
     exports: list[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,8 +59,10 @@ def test_what_is_freed_is_given_back_now_and_then(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(memory, "_trim", lambda: given.append)
     monkeypatch.setattr(memory, "_given_back", [0.0])
     for _ in range(5):
-        memory.give_back()
+        memory.give_back(CPU)
+    assert given == [0]
+    monkeypatch.setattr(memory, "OFTEN", -1.0)
+    memory.give_back(torch.device("cuda"))
     assert given == [0]
     monkeypatch.setattr(memory, "_trim", lambda: None)
-    monkeypatch.setattr(memory, "OFTEN", -1.0)
     memory.give_back()

@@ -124,12 +124,11 @@ def token_number(subject: Subject, ids: str, vocabulary: int) -> int:
     facts = None if subject.loaded is None else subject.loaded.facts
     # A config that does not say how many tokens there are is of 2.
     sizes = [facts.vocabulary] if facts is not None and facts.described and facts.vocabulary > 2 else []
-    for node in traced.graph.nodes:
-        if node.target is torch.ops.aten.embedding.default:
-            table, index = node.args[0], node.args[1]
-            binding = traced.bindings.get(index.name)
-            if binding is not None and binding.name == ids:
-                sizes.append(table.meta["shape"][0])
+    for node in traced.graph.find_nodes(op="call_function", target=torch.ops.aten.embedding.default):
+        table, index = node.args[0], node.args[1]
+        binding = traced.bindings.get(index.name)
+        if binding is not None and binding.name == ids:
+            sizes.append(table.meta["shape"][0])
     return min(sizes, default=vocabulary)
 
 
