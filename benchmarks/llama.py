@@ -27,6 +27,8 @@ CHECKED = 4
 def cases(setting: Setting) -> Iterator[Case]:
     """Replay, lenses, direct attribution, n-grams, terms, ablations, jets; each is made when the one before is done."""
     problem = Problem(setting)
+    # Traced before anything is timed.
+    assert problem.graph.check is not None
     yield problem.replay()
     yield from (problem.lens(order) for order in ORDERS)
     yield problem.evaluation()

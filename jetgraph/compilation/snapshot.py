@@ -31,6 +31,8 @@ class Snapshot:
         Of a graph with weights.
     paths
         Of the expansion.
+    looked
+        Its graph, where the weights have just been looked up.
 
     Raises
     ------
@@ -38,9 +40,9 @@ class Snapshot:
         A graph on the meta device, or a model that has changed in more than its weights.
     """
 
-    def __init__(self, expansion: Expansion, paths: Sequence[Path]) -> None:
+    def __init__(self, expansion: Expansion, paths: Sequence[Path], looked: Looked | None = None) -> None:
         assert isinstance(expansion.graph, ResidualGraph)
-        looked = Looked.at(expansion.graph)
+        looked = looked if looked is not None and looked.graph is expansion.graph else Looked.at(expansion.graph)
         graph = looked.graph
         check_weights(graph.traced)
         self.tensors: Mapping[str, Tensor] = {name: tensor.detach() for name, tensor in looked.tensors.items()}

@@ -21,11 +21,15 @@ from jetgraph.jets.code import Script
 from jetgraph.jets.domain import deferred, leave, looked_at_once
 from jetgraph.jets.joining import Memory, Name, Step, joined
 from jetgraph.jets.overwriting import overwritten
+from jetgraph.jets.promoting import promoted
 from jetgraph.jets.recording import is_followed, may_follow, written
 from jetgraph.jets.registry import Registration, find_rule
 
 _KINDS = 8
 """Kinds of arguments that are known of a function; the oldest goes first."""
+
+PROMOTES = ("cuda",)
+"""Types of devices whose operators cast what they read as they read it; on a CPU they make a copy of it first."""
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -197,7 +201,10 @@ class _Recorder(TorchDispatchMode):
         wanted: list[Name] = [self._names[each] for each in results if each in self._names]
         if not self._fits or len(wanted) < len(results) or not set(wanted).isdisjoint(self._given):
             return None
-        steps = overwritten(joined(self._steps, wanted), wanted)
+        steps = joined(self._steps, wanted)
+        if results and results[0].device.type in PROMOTES:
+            steps = promoted(steps, wanted)
+        steps = overwritten(steps, wanted)
         last = {name: at for at, step in enumerate(steps) for name in (*step.reads, *step.results)}
         over: dict[int, list[str]] = {}
         for name, at in last.items():

@@ -127,7 +127,7 @@ class PathTable:
         """The expansion of recipe `path` that the paths are of."""
         self.paths: tuple[Path, ...] = choice.paths
         """The paths whose mean the table is; the decoder's constant part is none of them."""
-        self._snapshot = Snapshot(self.expansion, (*self.paths, *choice.constants))
+        self._snapshot = Snapshot(self.expansion, (*self.paths, *choice.constants), self.subject.looked)
         mean = [1 / len(self.paths)] * len(self.paths) + [1.0] * len(choice.constants)
         self._weights = torch.tensor(mean, dtype=torch.float64)
         output = self.subject.graph.traced.output
