@@ -82,6 +82,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tiny model and two rounds: to see that all runs")
     parser.add_argument("--jex", metavar="PATH", help="checkout of github.com/lucfra/JetExpansions")
     parser.add_argument("--torch-jet", metavar="PATH", help="checkout of jet-for-pytorch, where it is not installed")
+    parser.add_argument("--transformer-lens", metavar="PYTHON", help="of an environment that has TransformerLens")
     parser.add_argument("--rounds", type=int, help="5")
     parser.add_argument("--threads", type=int, help="2")
     parser.add_argument("--device", help="cpu, or cuda")
@@ -105,7 +106,9 @@ def _setting(options: argparse.Namespace) -> Setting:
     if options.setting:
         return Setting.read(options.setting)
     setting = Setting.small() if options.quick else Setting.seven_billion() if options.size == "7b" else Setting()
-    given = {name: getattr(options, name) for name in ("rounds", "threads", "device", "jex", "torch_jet")}
+    given = {
+        name: getattr(options, name) for name in ("rounds", "threads", "device", "jex", "torch_jet", "transformer_lens")
+    }
     # Children are run from the root.
     paths = {name: str(Path(given[name]).resolve()) for name in ("jex", "torch_jet") if given[name]}
     chosen = {name: value for name, value in (given | paths).items() if value is not None}

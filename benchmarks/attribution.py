@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import jetgraph as jg
-from benchmarks import models
+from benchmarks import models, oracle
+from benchmarks.elsewhere import Elsewhere
 from benchmarks.harness import Benchmark, Case, Contestant, Setting, missing
 from jetgraph.applications.attribution.graphs import Attribution
 
@@ -23,6 +24,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     tokens = problem.ids
     split = missing("circuit-tracer", "attributes features of transcoders, which GPT-2 has none of here")
     yield Case("graph", [problem.floor(), problem.attributed("jetgraph", None), split])
+    yield problem.components()
     yield problem.edges()
     yield Case("graph, heads", [problem.floor(), problem.attributed("jetgraph", "heads")])
     graph = models.traced(setting)
@@ -85,6 +87,35 @@ class _Problem:
             lambda: jg.attribute(graph, self.ids, target=self.target, split=split),
             error,
             note="every edge between components at 16 positions",
+        )
+
+    def components(self) -> Case:
+        """What each component gives to the logits at the last position, heads apart, the final norm held."""
+        expansion = jg.expand(
+            models.traced(self.setting), recipe="components", rules={"logits": jg.Freeze()}, split="heads"
+        )
+        module = jg.compile(expansion)
+
+        def error(found: Any) -> float:
+            with torch.no_grad():
+                exact = models.double(self.model)(input_ids=self.ids.cpu()).logits[0, -1]
+            return oracle.distance(torch.as_tensor(found).double(), exact)
+
+        return Case(
+            "components to all logits",
+            [
+                self.floor(),
+                Contestant(
+                    "jetgraph",
+                    "jetgraph",
+                    lambda: module.at(TOKENS - 1, input_ids=self.ids).each(),
+                    lambda found: error(found.sum(0).flatten()),
+                    note=f"{len(module.paths)} terms",
+                ),
+                Elsewhere(self.setting, self.model).contestant(
+                    "attributed", self.ids, self.ids, error, "decomposition of its cached stream, times W_U"
+                ),
+            ],
         )
 
     def edges(self) -> Case:
@@ -177,9 +208,10 @@ BENCHMARK = Benchmark(
     "attribution",
     "Attribution",
     "A prompt of 16 random tokens and the centred logit of the model's top token: the attribution graph over all "
-    "components and positions, without heads and with them; edges to first order with positions summed; the spectrum "
-    "by attention hops; the 20 largest paths. Floor: one forward pass, so that the column / floor is the multiple of "
-    "it. Rival of the edges: edge attribution patching written by hand, one forward and one backward pass, which gives "
+    "components and positions, without heads and with them; what every component gives to all logits at the last "
+    "position, beside TransformerLens in a process of its own environment that times itself; edges to first order with "
+    "positions summed; the spectrum by attention hops; the 20 largest paths. Floor: one forward pass, so that the "
+    "column / floor is the multiple of it. Rival of the edges: edge attribution patching written by hand, one forward and one backward pass, which gives "
     "those between branches alone, and its error, as jetgraph's, is the distance to the same in float64. Elsewhere the "
     "error is that of the sum of all flows, or classes, to the logit in float64; frozen edges are held against sums "
     "over all paths in `tests/compilation/test_flows.py`.",

@@ -75,6 +75,8 @@ class Setting:
     """A checkout of github.com/lucfra/JetExpansions."""
     torch_jet: str | None = None
     """A checkout of github.com/f-dangel/torch-jet, where jet-for-pytorch is not installed."""
+    transformer_lens: str | None = None
+    """The Python of an environment that has TransformerLens."""
     large: bool = False
     """Trace Llama 3.1 405B on the meta device as well."""
     memory: bool = True

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import jetgraph as jg
 from benchmarks import models, oracle
+from benchmarks.elsewhere import Elsewhere
 from benchmarks.harness import Benchmark, Case, Contestant, Setting
 from jetgraph.applications.interventions import Ablation
 
@@ -24,8 +25,14 @@ def cases(setting: Setting) -> Iterator[Case]:
     branches = {f"L{layer}.{kind}": None for layer in range(setting.layers) for kind in ("attn", "mlp")}
     heads = {f"L{layer}.attn.head{head}": head for layer in range(setting.layers) for head in range(setting.heads)}
     yield Case("branches removed", [problem.floor(), problem.ablated(branches), problem.hooked(branches)])
-    yield Case("heads removed", [problem.floor(), problem.ablated(heads, "heads"), problem.hooked(heads)])
-    yield Case("heads exchanged, straight to the logits", [problem.floor(), problem.patched()])
+    yield Case(
+        "heads removed",
+        [problem.floor(), problem.ablated(heads, "heads"), problem.hooked(heads), problem.removed_elsewhere(heads)],
+    )
+    yield Case(
+        "heads exchanged, straight to the logits",
+        [problem.floor(), problem.patched(), problem.exchanged_elsewhere()],
+    )
 
 
 class _Problem:
@@ -35,6 +42,8 @@ class _Problem:
         self.setting = setting
         self.model: Any = models.gpt2(setting)
         self.ids = models.token_ids(setting, 1, TOKENS)
+        self.other = self.ids.roll(1, -1)
+        self.elsewhere = Elsewhere(setting, self.model)
 
     def floor(self) -> Contestant:
         def work() -> None:
@@ -70,20 +79,50 @@ class _Problem:
         )
 
     def patched(self) -> Contestant:
-        graph = models.traced(self.setting)
-        other = self.ids.roll(1, -1)
-        number = self.setting.layers * self.setting.heads
+        graph, number = models.traced(self.setting), self.setting.layers * self.setting.heads
 
         def work() -> Any:
-            return jg.patch(graph, self.ids, other, senders="*.head*", receivers="logits", split="heads", target=0)
+            return jg.patch(graph, self.ids, self.other, senders="*.head*", receivers="logits", split="heads", target=0)
 
-        def error(found: Any) -> float:
-            chosen = list(range(0, number, max(1, number // CHECKED)))
-            heads = [divmod(at, self.setting.heads) for at in chosen]
-            exact = exchanged(models.double(self.model), self.ids.cpu(), other.cpu(), heads)
-            return oracle.distance(found.totals[chosen].flatten(), exact[:, 0])
+        return Contestant(
+            "jetgraph",
+            "jetgraph",
+            work,
+            lambda found: self.change_error(found.totals.flatten()),
+            note=f"{number} senders, and their total effects",
+        )
 
-        return Contestant("jetgraph", "jetgraph", work, error, note=f"{number} senders, and their total effects")
+    def change_error(self, found: Tensor) -> float:
+        """Of changes of logit 0 with each head exchanged."""
+        number = self.setting.layers * self.setting.heads
+        chosen = list(range(0, number, max(1, number // CHECKED)))
+        heads = [divmod(at, self.setting.heads) for at in chosen]
+        exact = exchanged(models.double(self.model), self.ids.cpu(), self.other.cpu(), heads)
+        return oracle.distance(found[chosen], exact[:, 0])
+
+    def removed_elsewhere(self, heads: Mapping[str, int | None]) -> Contestant:
+        """By TransformerLens: hooks, a forward pass for each."""
+        ends = {alias: heads[alias] for alias in (next(iter(heads)), next(reversed(heads)))}
+
+        def error(values: Any) -> float:
+            exact = without(models.double(self.model), self.ids.cpu(), ends)
+            return oracle.distance(torch.tensor(values), torch.cat(exact).flatten(0, 1))
+
+        return self.elsewhere.contestant(
+            "without heads", self.ids, self.other, error, f"{len(heads)} forward passes with hooks"
+        )
+
+    def exchanged_elsewhere(self) -> Contestant:
+        """By TransformerLens: all effects of each head, with no share of the direct one."""
+        return self.elsewhere.contestant(
+            "with heads",
+            self.ids,
+            self.other,
+            lambda values: self.change_error(torch.tensor(values).flatten()),
+            "total effects alone, by its function for them",
+            # Changes are small beside the logits that they are differences of.
+            tolerance=1e-3,
+        )
 
 
 def _path(found: Ablation, alias: str) -> str:
@@ -145,7 +184,8 @@ BENCHMARK = Benchmark(
     "Interventions",
     "A prompt of 16 random tokens, read at its last position: every branch removed by itself, and all together; every "
     "head; and every head exchanged for that of another prompt, its effect straight to the logits and by all ways. "
-    "Floor: one forward pass, so that the column / floor is the multiple of it. Rival: hooks on the model's own "
-    "modules, a whole forward pass for each, which is also the oracle, in float64.",
+    "Floor: one forward pass, so that the column / floor is the multiple of it. Rivals: hooks on the model's own "
+    "modules, a whole forward pass for each, which is also the oracle, in float64; and TransformerLens, which removes "
+    "and exchanges heads one by one too, in a process of its own environment that times itself.",
     cases,
 )

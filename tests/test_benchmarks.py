@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 import jetgraph as jg
-from benchmarks import blocks, harness, llama, models, oracle, rivals, terms
+from benchmarks import blocks, elsewhere, harness, llama, models, oracle, rivals, terms
 from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.elsewhere import Elsewhere
 from benchmarks.harness import Benchmark, Case, Contestant, Row, Setting
 
 SETTING = replace(Setting.small(), rounds=1, orders=(1, 2), memory=False)
@@ -127,7 +129,10 @@ def test_terms() -> None:
 
 def test_attribution() -> None:
     rows = rows_of("attribution")
-    check(rows, ["graph", "edges, first order", "graph, heads", "spectrum", "largest paths"])
+    check(
+        rows, ["graph", "components to all logits", "edges, first order", "graph, heads", "spectrum", "largest paths"]
+    )
+    assert "--transformer-lens" in missing_of(rows, "TransformerLens")
     assert by_name(rows, "EAP, plain autograd")[0].median
     assert by_name(rows, "circuit-tracer")[0].missing
 
@@ -285,6 +290,30 @@ def test_rivals_from_folders(tmp_path: Path) -> None:
 
 
 # Command line and report
+
+
+def test_a_rival_in_an_environment_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told what to do and answers with times and values; where it stops, its row says so."""
+    script = tmp_path / "rival.py"
+    script.write_text(
+        "import json, sys\n"
+        "for line in sys.stdin:\n"
+        "    asked = json.loads(line)\n"
+        "    if asked['work'] == 'fails':\n"
+        "        sys.exit(3)\n"
+        "    print(json.dumps({'seconds': 2.5, 'peak': 7, 'values': sum(asked['ids'][0]) + len(sys.argv)}), flush=True)\n"
+    )
+    monkeypatch.setattr(elsewhere, "SCRIPT", script)
+    setting, ids = replace(SETTING, transformer_lens=sys.executable), torch.tensor([[3, 4]])
+    rival = Elsewhere(setting, models.gpt2(setting))
+    floor = Contestant("floor", "floor", lambda: None)
+    good, bad = (rival.contestant(work, ids, ids, lambda found: found - 10.0, "a note") for work in ("works", "fails"))
+    row = harness.measure(Case("works", [floor, good]), setting)[1]
+    assert (row.median, row.peak, row.error) == (2.5, 7, 0.0)
+    row = harness.measure(Case("fails", [floor, bad]), setting)[1]
+    assert row.missing == "RuntimeError: TransformerLens has stopped with exit status 3"
+    on_device = Elsewhere(replace(setting, device="cuda"), None).contestant("works", ids, ids, float, "")
+    assert on_device.missing == "compared on a CPU alone"
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
