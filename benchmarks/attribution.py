@@ -209,11 +209,11 @@ BENCHMARK = Benchmark(
     "Attribution",
     "A prompt of 16 random tokens and the centred logit of the model's top token: the attribution graph over all "
     "components and positions, without heads and with them; what every component gives to all logits at the last "
-    "position, beside TransformerLens in a process of its own environment that times itself; edges to first order with "
-    "positions summed; the spectrum by attention hops; the 20 largest paths. Floor: one forward pass, so that the "
-    "column / floor is the multiple of it. Rival of the edges: edge attribution patching written by hand, one forward and one backward pass, which gives "
-    "those between branches alone, and its error, as jetgraph's, is the distance to the same in float64. Elsewhere the "
-    "error is that of the sum of all flows, or classes, to the logit in float64; frozen edges are held against sums "
-    "over all paths in `tests/compilation/test_flows.py`.",
+    "position, beside TransformerLens in a process of its own environment that times itself; edges to first order "
+    "with positions summed; the spectrum by attention hops; the 20 largest paths. Floor: one forward pass, so that "
+    "the column / floor is the multiple of it. Rival of the edges: edge attribution patching written by hand, one "
+    "forward and one backward pass, which gives those between branches alone, and its error, as jetgraph's, is the "
+    "distance to the same in float64. Elsewhere the error is that of the sum of all flows, or classes, to the logit "
+    "in float64; frozen edges are held against sums over all paths in `tests/compilation/test_flows.py`.",
     cases,
 )

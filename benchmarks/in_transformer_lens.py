@@ -8,6 +8,7 @@ came of it: seconds, the most bytes that were held above what was held before, a
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import re
@@ -25,11 +26,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     import torch
-    from transformer_lens.model_bridge import TransformerBridge
 
+    bridge = importlib.import_module("transformer_lens.model_bridge").TransformerBridge
     torch.set_num_threads(int(threads))
     torch.set_grad_enabled(False)
-    model = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32)
+    model = bridge.boot_transformers(folder, device="cpu", dtype=torch.float32)
     # The names and the parts of HookedTransformer, with the weights as they are.
     model.enable_compatibility_mode(no_processing=True)
     for line in sys.stdin:
@@ -73,8 +74,7 @@ def without_heads(model: Any, ids: Any, other: Any) -> Any:
 
 def with_heads(model: Any, ids: Any, other: Any) -> Any:
     """The change of logit 0 at the last position with each head exchanged for another prompt's [layer, head]."""
-    from transformer_lens import patching
-
+    patching = importlib.import_module("transformer_lens.patching")
     own = model(ids)[0, -1, 0]
     _, cache = model.run_with_cache(other)
     changed = patching.get_act_patch_attn_head_out_all_pos(model, ids, cache, lambda logits: logits[0, -1, 0])

@@ -102,7 +102,7 @@ class _Problem:
 
     def removed_elsewhere(self, heads: Mapping[str, int | None]) -> Contestant:
         """By TransformerLens: hooks, a forward pass for each."""
-        ends = {alias: heads[alias] for alias in (next(iter(heads)), next(reversed(heads)))}
+        ends = dict([*heads.items()][:: len(heads) - 1])
 
         def error(values: Any) -> float:
             exact = without(models.double(self.model), self.ids.cpu(), ends)

@@ -301,7 +301,8 @@ def test_a_rival_in_an_environment_of_its_own(tmp_path: Path, monkeypatch: pytes
         "    asked = json.loads(line)\n"
         "    if asked['work'] == 'fails':\n"
         "        sys.exit(3)\n"
-        "    print(json.dumps({'seconds': 2.5, 'peak': 7, 'values': sum(asked['ids'][0]) + len(sys.argv)}), flush=True)\n"
+        "    found = {'seconds': 2.5, 'peak': 7, 'values': sum(asked['ids'][0]) + len(sys.argv)}\n"
+        "    print(json.dumps(found), flush=True)\n"
     )
     monkeypatch.setattr(elsewhere, "SCRIPT", script)
     setting, ids = replace(SETTING, transformer_lens=sys.executable), torch.tensor([[3, 4]])
