@@ -54,17 +54,26 @@ def jet(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int) -> Tens
     >>> jet(torch.exp, torch.zeros(1), torch.ones(1), order=3).squeeze(-1)
     tensor([1.0000, 1.0000, 0.5000, 0.1667])
     """
+    found, guess = _launched(f, x, v, order)
     check(jet, locals())
     _check(x, v, order)
     module = wrap_function(f)
-    # To look whether a module is what it was takes as long as to launch its jet: a device works meanwhile.
-    guess, found = _last(module, x), None
-    if guess is not None:
-        # Where the module has changed, the error is that of a program of another one; else it is raised again.
-        with suppress(Exception):
-            found = Taylor(module, x, guess).at(x, v, order)
     program = _traced(module, x)
     return found if found is not None and program is guess else Taylor(module, x, program).at(x, v, order)
+
+
+def _launched(f: Any, x: Any, v: Any, order: Any) -> tuple[Tensor | None, _Program | None]:
+    """What a module's program of before gives, and the program; nothing where there is none, or where it fails.
+
+    To look whether the module is still what it was takes as long as to launch this: a device works meanwhile.
+    """
+    # Nobody has looked at the arguments either. An error that is the module's own comes again where it is called.
+    with suppress(Exception):
+        _check(x, v, order)
+        module = wrap_function(f)
+        if (program := _last(module, x)) is not None:
+            return Taylor(module, x, program).at(x, v, order), program
+    return None, None
 
 
 def taylor(f: Callable[[Tensor], Tensor], example: Tensor) -> Taylor:
