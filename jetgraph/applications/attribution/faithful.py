@@ -89,7 +89,7 @@ class Faithfulness(Result):
         what = "what the graph has is ablated" if self.inside else "all but the graph is ablated"
         curve = f"CPR {self.cpr:.3g}, CMD {self.cmd:.3g}"
         own = f"the graph's {self.kept.components} {self.of}: {self.kept.faithfulness:.1%}"
-        return f"{self.model}: {self.what}, {what} ({self.ablation}), by {self.by}; {curve}; {own}"
+        return f"{self.model}: faithfulness for {self.what}, {what} ({self.ablation}), by {self.by}; {curve}; {own}"
 
     @property
     def note(self) -> str:

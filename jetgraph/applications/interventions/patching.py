@@ -132,7 +132,7 @@ class Patching(Result):
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[max(wide, 4), 1])
         limit = float(torch.cat([effects.flatten(), totals.flatten()]).nan_to_num().abs().max()) or 1.0
         for axes, values in ((left, effects), (right, totals)):
-            image = axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+            image = axes.imshow(values.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
         left.set_xticks(range(wide), receivers, rotation=90, fontsize=8, parse_math=False)
         left.set_yticks(range(high), senders, fontsize=8, parse_math=False)
         left.set_xlabel("receiver (blank: not after the sender)")
@@ -159,7 +159,7 @@ class Patching(Result):
         for axes, (label, values) in zip(every, panels, strict=True):
             grid = torch.full((len(names), len(columns)), torch.nan, dtype=torch.float64)
             grid[tuple(torch.tensor(cells).T)] = values
-            image = axes.imshow(grid.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+            image = axes.imshow(grid.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
             axes.set_xticks(range(len(columns)), labels, fontsize=7, rotation=90, parse_math=False)
             axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
             axes.set_xlabel("position of the sender")

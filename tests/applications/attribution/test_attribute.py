@@ -176,6 +176,22 @@ def test_targets(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
     assert top.output == pytest.approx(float((probability[chosen] * centred[last, chosen]).sum()), rel=1e-4)
 
 
+def test_a_title_says_what_it_is_of_and_where(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
+    loaded, graph = demo
+
+    def told(target: Any, position: Any = "last") -> tuple[str, str]:
+        found = jg.attribute(graph, PROMPT, target=target, position=position, tokenizer=loaded.tokenizer)
+        return found.title.partition(": ")[2].partition(":")[0], found.note
+
+    assert told(("Error", "ue")) == ("attribution of 'Error' − 'ue' at position 6", "")
+    assert told(["Error", "ue"]) == ("attribution of 'Error' + 'ue' at position 6", "")
+    assert told("Error", [0, -1]) == ("attribution of 'Error'@0 + 'Error'@6", "")
+    what, note = told({"Error": 2.0, "ue": 1.0})
+    assert what == "attribution of 2 'Error' + 'ue' at position 6"
+    assert "number before a token is the weight" in note
+    assert "its probability, where no target was named" in told(None)[1]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
