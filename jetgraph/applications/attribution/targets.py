@@ -88,11 +88,20 @@ def aims(network: Network, target: Target | None, position: Positions, tokenizer
 
 def named(aims: Sequence[Aim]) -> str:
     """Several targets in one line; a position that they share is said once."""
+    place = _shared_place(aims)
+    return without_place(aims) + ("" if place is None else f" at position {place}")
+
+
+def without_place(aims: Sequence[Aim]) -> str:
+    """Several targets in one line, without the position that they share."""
     more = f" + {len(aims) - SHOWN} more" if len(aims) > SHOWN else ""
+    at = f"@{_shared_place(aims)}"
+    return " + ".join(aim.name.removesuffix(at) for aim in aims[:SHOWN]) + more
+
+
+def _shared_place(aims: Sequence[Aim]) -> int | None:
     places = {aim.readout.place for aim in aims}
-    place = places.pop() if len(places) == 1 else None
-    names = [aim.name if place is None else aim.name.removesuffix(f"@{place}") for aim in aims[:SHOWN]]
-    return " + ".join(names) + more + ("" if place is None else f" at position {place}")
+    return places.pop() if len(places) == 1 else None
 
 
 def measured(forward: Forward, aims: Sequence[Aim]) -> float:

@@ -18,6 +18,7 @@ from jetgraph.algebra.outline import Split
 from jetgraph.applications.attribution.attributing import attribute
 from jetgraph.applications.attribution.linearising import linearised
 from jetgraph.applications.attribution.rankings import rank
+from jetgraph.applications.attribution.targets import without_place
 from jetgraph.applications.comparing.prompt_changes import (
     Changes,
     ComponentChanges,
@@ -59,7 +60,7 @@ def compare(
     memory: int = MEMORY,
     tokenizer: Any | None = None,
 ) -> PromptComparison:
-    """What has changed from one model to another on prompts: what is said, by which components, along which paths.
+    """What changed between two models on prompts: what they predict, by which components, along which paths.
 
     Gates (norm denominators, attention patterns) are held at each model's own pass. A target, read at the last token,
     is then in both models
@@ -206,7 +207,7 @@ class _Side:
         self.paths.append({one.path: one.value for one in ranking.found})
         self.beyond.append(0.0 if every else abs(ranking.found[-1].value))
         self.exact = self.exact and ranking.exact
-        return found.what, found.output
+        return without_place(found.aims), found.output
 
     def complete(self, paths: Sequence[str]) -> None:
         """Evaluate those of some paths that this model has and that were not among its largest."""
@@ -246,7 +247,7 @@ def _look(
         float(divergence(before, after)),
         float((after - before).norm() / before.norm()),
         float(torch.cosine_similarity(before, after, dim=0)),
-        what.rpartition("@")[0] or what,
+        what,
         (values[0], values[1]),
     )
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.applications.attribution.graphs import Attribution
+from jetgraph.applications.attribution.targets import Aim, named, without_place
+from jetgraph.compilation.components import Readout
 from jetgraph.layout.blocks import within_block
 from jetgraph.loading import Loaded, load
 from jetgraph.structure.ways import find_ways
@@ -190,6 +192,17 @@ def test_a_title_says_what_it_is_of_and_where(demo: tuple[Loaded, jg.ResidualGra
     assert what == "attribution of 2 'Error' + 'ue' at position 6"
     assert "number before a token is the weight" in note
     assert "its probability, where no target was named" in told(None)[1]
+
+
+def test_a_position_is_left_out_of_all_names_or_of_none() -> None:
+    none = torch.zeros(1)
+    one, other, third = (
+        Aim(f"'{name}'@{place}", Readout(place, none)) for name, place in (("a", 3), ("b", 3), ("c", 13))
+    )
+    assert without_place([one, other]) == "'a' + 'b'"
+    assert without_place([one, third]) == named([one, third]) == "'a'@3 + 'c'@13"
+    assert named([third]) == "'c' at position 13"
+    assert named([Aim("#3", Readout(None, none))]) == without_place([Aim("#3", Readout(None, none))]) == "#3"
 
 
 @pytest.mark.parametrize(
