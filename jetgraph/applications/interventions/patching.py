@@ -256,8 +256,8 @@ def patch(
         itself. All pairs with the receiver after the sender are evaluated, which takes a part of a forward pass each;
         many go side by side. By default all components, but no source that is the same on both inputs.
     screen
-        So many pairs are evaluated, those of the largest effect to first order: one gradient pass tells it of all
-        (attribution patching). The result has the estimates too, and says how far they were right.
+        How many pairs are evaluated: those with the largest effects to first order, which one gradient pass estimates
+        for all pairs (attribution patching). The result has the estimates too, and says how far off they were.
     target
         A token, a pair of tokens for the difference of their logits, or a list with a token per example, or a pair of
         such lists; the model's top token on the clean input unless given; of features, the direction of the clean
