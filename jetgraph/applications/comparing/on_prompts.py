@@ -193,7 +193,9 @@ class _Side:
                 f"or split fewer branches; left out: {found.flows.left_out}"
             )
         ends = {place for place, node in enumerate(found.nodes) if node.role == "target"}
-        direct: dict[str, float] = {}
+        own = [node for node in found.nodes if node.role in ("source", "site")]
+        # What gives nothing has no edge, and is there all the same.
+        direct = {node.name: 0.0 for node in own}
         edges = zip(found.senders.tolist(), found.receivers.tolist(), found.values.tolist(), strict=True)
         for sender, receiver, value in edges:
             if receiver in ends:
@@ -203,7 +205,7 @@ class _Side:
         every = len(ranking.found) < top or ranking.paths <= top
         self.given.append((inputs, target))
         self.direct.append(direct)
-        self.through.append({node.name: node.flow for node in found.nodes if node.role in ("source", "site")})
+        self.through.append({node.name: node.flow for node in own})
         self.paths.append({one.path: one.value for one in ranking.found})
         self.beyond.append(0.0 if every else abs(ranking.found[-1].value))
         self.exact = self.exact and ranking.exact
