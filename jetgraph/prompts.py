@@ -36,7 +36,7 @@ class Chat(str):
 
 
 def chat(messages: str | Sequence[Message], *, system: str | None = None) -> Chat:
-    """A prompt in the form in which a model was taught to talk, by its tokenizer's chat template.
+    """A conversation as a prompt, in the format of the model's chat template.
 
     Parameters
     ----------

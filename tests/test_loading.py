@@ -338,7 +338,10 @@ def test_what_is_no_checkpoint_is_its_own_output(
     [
         ("made_here:net", "no config to derive example inputs from: give them with it"),
         ("made_here:broken", "cannot make 'made_here:broken': no data here"),
-        ("made_here:nothing", "has no attribute 'nothing'"),
+        ("made_here:broke", "no 'broke' is defined there; did you mean 'broken'"),
+        ("made_here.py:bare", "write 'made_here:bare'\n"),
+        ("made_here.py", "write 'made_here:factory'\n"),
+        ("./sub/made_there.py:bare", "write 'made_there:bare', in the folder sub or with it on PYTHONPATH"),
         ("made_nowhere:net", "No module named 'made_nowhere'"),
         ("made_here:listed", "list is neither a module nor a function"),
         ("made_here:long", "gives 4 values"),

@@ -31,7 +31,7 @@ class LayerMap:
 
     def draw(self, axes: Axes, limit: float, label: str = "") -> Any:
         """Paint it, blocks from below; the image, for a bar of colours."""
-        image = axes.imshow(self.values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+        image = axes.imshow(self.values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
         axes.set_xticks(range(len(self.columns)), self.columns, rotation=90, fontsize=7, parse_math=False)
         axes.set_yticks(range(len(self.rows)), self.rows, fontsize=7, parse_math=False)
         axes.set_title(label, fontsize=8, parse_math=False)

@@ -105,7 +105,7 @@ def survey(
     seed: int = 0,
     tokenizer: Any | None = None,
 ) -> Survey:
-    """Which components make the targets on a set of prompts, each looked at by itself.
+    """Which components make the targets on a set of prompts: means over prompts, each of which runs by itself.
 
     Parameters
     ----------

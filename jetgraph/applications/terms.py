@@ -182,7 +182,7 @@ def terms(
     split: Split | None = None,
     tokenizer: Any | None = None,
 ) -> Terms:
-    """What the terms of an expansion say on a prompt, at the last token of each row.
+    """What the terms of an expansion predict on a prompt, at the last token of each row.
 
     Parameters
     ----------

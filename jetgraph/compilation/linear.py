@@ -233,7 +233,7 @@ class LinearMaps:
         region = self.model.region(first)
         h = self.forward[self.model.point(first.reads)].detach()
         self.forward.need((*region.side, *(node for p in passages for node in self._inside(p))))
-        entry = _leaf(h)
+        entry = leaf(h)
         rows = self._rows(region.nodes, h)
         known = all(map(is_native, region.nodes))
         chosen: list[tuple[Way, int | None]] = [(way, None) for way in ways.names]
@@ -297,7 +297,7 @@ class LinearMaps:
         h = self.forward[self.model.point(first.reads)].detach()
         reads = (*region.side, *(node for p in passages for node in self._inside(p)))
         self.forward.need(reads)
-        entry = _leaf(h)
+        entry = leaf(h)
         rows = self._rows(region.nodes, h)
         with torch.enable_grad():
             images = self._images(passages, h, entry)
@@ -332,7 +332,7 @@ class LinearMaps:
 
     def carry(self, point: int, start: int) -> LinearMap:
         """From a point silently to a later one."""
-        entry = _leaf(self.forward[self.model.point(start)].detach())
+        entry = leaf(self.forward[self.model.point(start)].detach())
         with torch.enable_grad():
             image = self.forward.stages.carry(entry, start, point)
         nodes = [node for at in range(start + 1, point + 1) for node in getattr(self.model.carrying(at), "nodes", ())]
@@ -346,7 +346,7 @@ class LinearMaps:
         hidden = self.forward[decoder.nonlinear.exit].detach()
         if place is not None and by_position(decoder.affine):
             hidden = hidden.narrow(1, place, 1)
-        entry = _leaf(hidden)
+        entry = leaf(hidden)
         self.forward.need(decoder.affine.side)
         with torch.enable_grad():
             image = self.forward.pieces.linear(decoder.affine, entry)
@@ -390,5 +390,6 @@ def _key_of(node: fx.Node) -> fx.Node:
     return bind(node.target, node.args, node.kwargs)["key"]  # type: ignore[arg-type]
 
 
-def _leaf(value: Tensor) -> Tensor:
+def leaf(value: Tensor) -> Tensor:
+    """A value from which autograd begins: gradients reach it, and go no further."""
     return value.detach().clone().requires_grad_()

@@ -92,11 +92,14 @@ class _UnknownError(Exception):
     """A value that cannot be described."""
 
 
-@cache
 def stamp(path: str | Path) -> tuple[int, int]:
-    """Bytes of a file, and the time of its last change in nanoseconds since 1970; as they are at the first look."""
+    """Bytes of a file, and the time of its last change in nanoseconds since 1970."""
     state = os.stat(path)
     return state.st_size, state.st_mtime_ns
+
+
+first_stamp = cache(stamp)
+"""The stamp of a file as it was at the first look: that of the code which runs, where a file changes later."""
 
 
 class _Look:
@@ -393,7 +396,7 @@ def _code(value: Any) -> Any:
     if module is None or (file is None and value.__module__ != "builtins"):
         raise _UnknownError
     try:
-        return [value.__module__, value.__qualname__, *(() if file is None else stamp(file))]
+        return [value.__module__, value.__qualname__, *(() if file is None else first_stamp(file))]
     except OSError as error:
         # It is within an archive, or gone.
         raise _UnknownError from error

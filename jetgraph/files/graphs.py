@@ -66,8 +66,8 @@ def write_graph(dag: nx.MultiDiGraph, file: str | os.PathLike[str]) -> pathlib.P
 
 
 def read_graph(file: str | os.PathLike[str]) -> nx.MultiDiGraph:
-    """Read a graph that `write_graph` has written, with everything on it. XML that declares entities is refused: a few
-    lines of it can stand for more than any memory holds.
+    """Read a graph that `write_graph` has written, with all its attributes. XML that declares entities is refused: a
+    few lines of it can stand for more than any memory holds.
 
     Raises
     ------

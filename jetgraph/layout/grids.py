@@ -7,7 +7,7 @@ from typing import Any
 
 import networkx as nx
 
-from jetgraph.layout.blocks import block_of, within_block
+from jetgraph.layout.blocks import branch_in, within_block
 from jetgraph.layout.coordinates import CHARACTER, ROW, Coordinates
 
 ABREAST = 5
@@ -80,6 +80,4 @@ def branch_of(facts: Mapping[str, Any]) -> str:
     """The branch that a node is a part of, which is what its row is called."""
     if facts["role"] in ("target", "cell"):
         return "target" if facts["role"] == "target" else str(facts["alias"])
-    name = str(facts["label"]).partition("@")[0]
-    block = block_of(name)
-    return f"{block}.{name.removeprefix(f'{block}.').split('.')[0]}" if block else name
+    return branch_in(str(facts["label"]).partition("@")[0])

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jetgraph.errors import FileError, InputError, JetGraphError
+from jetgraph.export.fingerprint import stamp
 from jetgraph.files.stored import Stored
 from jetgraph.files.writing import is_file, make_folder, naming, parse_json, write_atomically
 from jetgraph.loading.facts import Facts
@@ -214,13 +215,8 @@ def _code() -> list[list[Any]] | None:
     named = (getattr(module, "__file__", None) for module in modules)
     # Modules that are made by others may say that they are of a file that is none.
     paths = sorted({path for path in named if isinstance(path, str) and os.path.isabs(path)})
-    stamps = [[path, *_stamp(path)] for path in paths]
+    stamps = [[path, *stamp(path)] for path in paths]
     return None if any(changed > _BEGUN - YOUNG for _, _, changed in stamps) else stamps
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    state = os.stat(path)
-    return state.st_size, state.st_mtime_ns
 
 
 def _kinds(inputs: Mapping[str, Any]) -> str | None:
@@ -358,7 +354,7 @@ def _record(stored: Stored, own: Mapping[str, Tensor]) -> Record | None:
     for one in fields["code"].items():
         path, size, changed = one.items()
         try:
-            same = _stamp(path.text()) == (size.value, changed.value)
+            same = stamp(path.text()) == (size.value, changed.value)
         except OSError:
             same = False
         if not same:

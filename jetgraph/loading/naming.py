@@ -196,6 +196,8 @@ def _load(name: str | os.PathLike[str], options: Options) -> Loaded:
         return _load_folder(text, path, options)
     if exists:
         return _load_file(text, path, options)
+    if (code := re.fullmatch(r"(.+\.py):([\w.]+)", text)) is not None:
+        raise _file_of_code(text, pathlib.Path(code[1]), code[2])
     if not is_path and re.fullmatch(r"[\w.]+:[\w.]+", text) is not None:
         return from_factory(text, options)
     if path.suffix in FILES:
@@ -235,8 +237,19 @@ def _load_file(name: str, path: pathlib.Path, options: Options) -> Loaded:
     if path.suffix == WEIGHTS:
         folder = replace(_of_folder(name, options), gguf_file=path.name)
         return load_checkpoint(name, str(path.parent), folder)
+    if path.suffix == ".py":
+        raise _file_of_code(name, path, "factory")
     raise LoadError(
         f"{quoted(name)} is a file: name the folder that holds the model's config.json, or a .pt2 or .gguf file"
+    )
+
+
+def _file_of_code(name: str, path: pathlib.Path, factory: str) -> LoadError:
+    """What is said of a file of Python, which was meant to be the module that it holds."""
+    where = "" if path.parent == pathlib.Path() else f", in the folder {path.parent} or with it on PYTHONPATH"
+    return LoadError(
+        f"{quoted(name)} names a file of Python, and models are made by what a module holds: write "
+        f"{quoted(f'{path.stem}:{factory}')}{where}"
     )
 
 

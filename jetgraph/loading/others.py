@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
+from jetgraph.algebra.matching import nearest
 from jetgraph.errors import JetGraphError, LoadError, amount, quoted
 from jetgraph.export.callables import wrap_function
 from jetgraph.loading.checkpoints import tokenizer_of
@@ -107,6 +108,11 @@ def from_factory(name: str, options: Options) -> Loaded:
         module, _, attribute = name.partition(":")
         made: Any = importlib.import_module(module)
         for part in attribute.split("."):
+            if not hasattr(made, part):
+                public = [one for one in dir(made) if not one.startswith("_")]
+                raise LoadError(
+                    f"cannot make {quoted(name)}: no {quoted(part)} is defined there{nearest(part, public)}"
+                )
             made = getattr(made, part)
         if not isinstance(made, nn.Module | ResidualGraph | torch.export.ExportedProgram | Loaded | tuple):
             made = made()

@@ -48,7 +48,7 @@ def page_data(dag: nx.MultiDiGraph) -> dict[str, Any]:
     return {
         "kind": kind,
         "title": title_of(dag),
-        "facts": _summary(dag),
+        "facts": _summary(dag, kind),
         "note": dag.graph.get("note", NOTES[kind]),
         "total": total if isinstance(total, float) and math.isfinite(total) else None,
         "valueName": "value" if kind == "paths" else dag.graph.get("value_name", "flow"),
@@ -117,11 +117,13 @@ HIDDEN = ("by", "title", "note", "value_name", "strong", "tokens", "layers", "he
 """Facts of a graph that are not for the summary."""
 
 
-def _summary(dag: nx.MultiDiGraph) -> list[tuple[str, str]]:
+def _summary(dag: nx.MultiDiGraph, kind: str) -> list[tuple[str, str]]:
     facts = {name: value for name, value in dag.graph.items() if isinstance(value, str | int | float)}
     told = [(name, f"{value:.5g}" if isinstance(value, float) else str(value)) for name, value in facts.items()]
     told = [(name, _digits(text) if name == "count" else text) for name, text in told if name not in HIDDEN]
-    return [*told, ("nodes", str(len(dag))), ("edges", str(dag.number_of_edges()))]
+    # The cells of a lens are a table, which has no edges.
+    parts = [("cells", len(dag))] if kind == "cells" else [("nodes", len(dag)), ("edges", dag.number_of_edges())]
+    return [*told, *((name, f"{number:,}") for name, number in parts)]
 
 
 def _digits(text: str) -> str:

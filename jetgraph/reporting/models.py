@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -91,6 +92,7 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
         commands.append(command or origin.python("ngrams", **arguments))
     if not tables:
         return None
+    number = known if rows is None else len(rows)
     looked = "all tokens" if rows is None else f"{len(rows):,} of {known:,} tokens, evenly spread"
     made = f"rows = torch.linspace(0, {known - 1}, {len(rows or ())}).long().tolist()"
     return Section(
@@ -98,7 +100,8 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
         "The next tokens of which single paths say most, from the weights alone: no text is read. pmi is the log of "
         "the probability less that of its mean over all contexts, in nats: what the token before changes. A path "
         f"through one MLP tells what that MLP has stored. Contexts: {looked}; a token that follows itself is left out, "
-        "and so is what stays below a probability of 0.1.",
+        f"and so is what stays below a probability of 0.1. A pmi of {math.log(number):.3f}, the log of the number of "
+        "contexts, is as large as it can be: that next token follows one context alone.",
         tables=tuple(tables),
         commands=tuple(commands) if rows is None else ("import torch", made, *commands),
     )

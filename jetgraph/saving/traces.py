@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from jetgraph.errors import FileError, InputError, JetGraphError
 from jetgraph.export.callables import find, title
-from jetgraph.export.fingerprint import fingerprint, stamp
+from jetgraph.export.fingerprint import fingerprint, first_stamp
 from jetgraph.files.stored import Stored
 from jetgraph.files.writing import is_file, is_folder, make_folder, naming, parse_json, reason, write_atomically
 from jetgraph.residual import ResidualGraph, analysed, checked, trace
@@ -129,7 +129,7 @@ def _libraries() -> list[Any]:
     import transformers
 
     package = Path(__file__).parents[1]
-    own = [[path.relative_to(package).as_posix(), *stamp(path)] for path in sorted(package.rglob("*.py"))]
+    own = [[path.relative_to(package).as_posix(), *first_stamp(path)] for path in sorted(package.rglob("*.py"))]
     return [platform.python_version(), torch.__version__, transformers.__version__, torch.get_default_dtype(), own]
 
 

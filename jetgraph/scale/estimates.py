@@ -188,7 +188,7 @@ def _sample(total: int) -> list[int]:
 
 @contextmanager
 def estimated(seconds: float = SECONDS) -> Iterator[Estimate]:
-    """Estimate the job that is called inside, and do only a little of it.
+    """Estimate what the job that is called inside will cost, by doing only a little of it.
 
     Parameters
     ----------

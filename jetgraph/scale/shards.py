@@ -187,7 +187,7 @@ def is_sharded() -> bool:
 
 @contextmanager
 def sharded(state: str | os.PathLike[str], shard: tuple[int, int] | None = None) -> Iterator[Job]:
-    """Do one shard of the work of the function that is called inside, and keep what it gives in a file.
+    """Do one shard of the work of the function that is called inside, and keep its result in a file.
 
     Called with all records in the file, the function returns its result, which is that of the undivided job to the last
     bit; before, it ends where it needs what is lacking, and the block ends there without an error, `job.finished`

@@ -299,7 +299,7 @@ def is_state(file: Path) -> bool:
 
 
 def merge(files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> State:
-    """The states in files as one.
+    """Join the states of shards, read from files, into one.
 
     Raises
     ------

@@ -27,6 +27,7 @@ from jetgraph.structure.joins import find_joins, find_sums, flattened, is_inside
 from jetgraph.structure.lines import gates
 from jetgraph.structure.operators import IDENTITY, SCALES, aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
+from jetgraph.structure.reach import above
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import chains
 from jetgraph.tracing.traced import Traced
@@ -148,23 +149,13 @@ def _in_rounds(flow: Dataflow, group: Iterable[Join]) -> Traced:
         rounds[end] = 1 + max((number for before, number in rounds.items() if flow.depends(end, before)), default=0)
     order = dict.fromkeys(node for node in flow.nodes if node.op == "placeholder")
     for end in sorted(rounds, key=rounds.__getitem__):
-        order.update(dict.fromkeys(flow.ordered(_made_of(end, order))))
+        order.update(dict.fromkeys(flow.ordered(above([end], lambda read: read not in order))))
     order.update(dict.fromkeys(flow.nodes))
     graph, copied = copy_of(flow.traced.graph)
     output = next(iter(reversed(graph.nodes)))
     for node in order:
         output.prepend(copied[node])
     return replace(flow.traced, graph=graph)
-
-
-def _made_of(node: fx.Node, known: Collection[fx.Node]) -> set[fx.Node]:
-    """A node and all that it is made of, but for what is known."""
-    found, stack = {node}, [node]
-    while stack:
-        new = {read for read in stack.pop().all_input_nodes if read not in known} - found
-        found |= new
-        stack += new
-    return found
 
 
 # Finding them

@@ -15,6 +15,7 @@ from jetgraph.structure.contractions import factors_of, labels_of
 from jetgraph.structure.dimensions import follow, leaves
 from jetgraph.structure.kinds import attention_products
 from jetgraph.structure.operators import SOFTMAX, packet_of
+from jetgraph.structure.reach import above, below
 from jetgraph.structure.regions import Branch, Region
 
 aten = torch.ops.aten
@@ -68,7 +69,7 @@ def products_of(region: Region, product: fx.Node, start: fx.Node) -> list[Produc
         return [Product(product, {role: Operand(bound[name], -2) for role, name in roles})]
     scores = _scores(region, start)
     told = labels_of(product)
-    made = _made_from({start}, region)
+    made = below({start}, region.node_set.__contains__)
     if told is None or factors_of(start) or not scores:
         return None
     pair, labels = told
@@ -94,7 +95,7 @@ def _operand(product: fx.Node, factor: fx.Node, labels: list[Hashable], label: H
 
 def _queries_and_keys(region: Region, scores: fx.Node, pattern: fx.Node, summed: int) -> Product | None:
     """A product of scores, whose keys are those dimensions that are the summed one of the pattern and no other."""
-    made = _made_from({scores}, region)
+    made = below({scores}, region.node_set.__contains__)
     dimensions = follow(scores, [node for node in region.nodes if node in made and node is not scores])
     layout = dimensions.start if pattern is scores else dimensions.get(pattern)
     product = labels_of(scores)
@@ -142,7 +143,7 @@ def operands(branch: Branch) -> dict[str, Operand]:
     # One of each, in a value of its own, with its positions along a dimension that is known.
     if sum(len(one.operands) for one in told) != 3 or len(nodes) != 3 or None in {one.dim for one in found.values()}:
         raise InputError(f"the queries, keys and values of {where} cannot be told apart in its operators")
-    before = _made_from(nodes, region, backwards=True)
+    before = above(nodes, region.node_set.__contains__)
     if any(other not in before for other in products if other is not product):
         raise InputError(f"{where} has {len(products)} attention products beside each other: patch it as a whole")
     pattern = [start] if product is not start else [node for node in product.all_input_nodes if node not in nodes]
@@ -165,18 +166,6 @@ def _scores(region: Region, softmax: fx.Node) -> list[fx.Node]:
         seen.update(fresh)
         stack += fresh
     return list(found)
-
-
-def _made_from(nodes: Iterable[fx.Node], region: Region, *, backwards: bool = False) -> set[fx.Node]:
-    """What of a region is made of some nodes, or what they are made from; they themselves too."""
-    made, stack = set(nodes), list(nodes)
-    while stack:
-        node = stack.pop()
-        for other in node.all_input_nodes if backwards else node.users:
-            if other not in made and other in region.node_set:
-                made.add(other)
-                stack.append(other)
-    return made
 
 
 def _reads_fork(ends: Iterable[fx.Node], region: Region, but: set[fx.Node]) -> bool:

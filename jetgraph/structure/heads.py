@@ -21,6 +21,7 @@ from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, S
 from jetgraph.structure.kinds import attention_products
 from jetgraph.structure.operators import aten, is_mixing, packet_of
 from jetgraph.structure.parts import Axis
+from jetgraph.structure.reach import below
 from jetgraph.structure.regions import Cut, Region
 
 
@@ -129,7 +130,7 @@ class _Piece:
 
 def _piece(region: Region, products: dict[fx.Node, fx.Node], node: fx.Node) -> _Piece | None:
     """None where no product is in it, or several that stand side by side in it in turn."""
-    own = [product for product in reversed(products) if node in _made_from(product)]
+    own = [product for product in reversed(products) if node in below([product])]
     cut = carry(region, node, ()) if own else None
     inside = [inner for inner in needed(region, {node}) if packet_of(inner) in (aten.cat, aten.stack)]
     sets = [[_made_of(operand, own) for operand in nodes_in(inner.args[:1])] for inner in inside]
@@ -145,12 +146,12 @@ def _piece(region: Region, products: dict[fx.Node, fx.Node], node: fx.Node) -> _
 
 
 def _made_of(node: fx.Node, products: Sequence[fx.Node]) -> frozenset[fx.Node]:
-    return frozenset(product for product in products if node in _made_from(product))
+    return frozenset(product for product in products if node in below([product]))
 
 
 def _features_in(region: Region, product: fx.Node, start: fx.Node, value: fx.Node) -> frozenset[int]:
     """The dimensions of a value that hold the features of what an attention product before it gives, and no less."""
-    made = _made_from(product)
+    made = below([product])
     followed = follow(product, [node for node in needed(region, {value}) if node in made and node is not product])
     layout = followed.get(value)
     features = {factor for place in _roles(product, start)[0] for factor in followed.start.at(place)}
@@ -213,7 +214,7 @@ def _lie_apart(place: Cut, dim: int, pieces: Sequence[_Piece]) -> tuple[Axis, ..
 def _meeting(region: Region, products: dict[fx.Node, fx.Node]) -> Iterator[fx.Node]:
     """The nodes that everything made of these products passes, in execution order."""
     places = {node: place for place, node in enumerate(region.nodes)}
-    made = frozenset[fx.Node]().union(*map(_made_from, products))
+    made = below(products)
     read_last = max(map(places.__getitem__, products), default=-1)
     for node, place in places.items():
         if node in made:
@@ -230,7 +231,7 @@ def _is_beside(carried: Mapping[fx.Node, Cut]) -> bool:
 
 def _at_place(region: Region, product: fx.Node, start: fx.Node, place: Cut) -> Cut | None:
     """The cut at a place along the heads of a product before it, if each head goes there by itself."""
-    made = _made_from(product)
+    made = below([product])
     if place.node not in made:
         return None
     # What a norm behind it divides by is held: that it takes the mean over some heads alone sets none of them apart.
@@ -348,21 +349,10 @@ def _roles(product: fx.Node, start: fx.Node) -> tuple[list[int], list[int]]:
     if told is None:
         raise HeadsError(f"the roles of dimensions in the product {op_in_module(product)} are unclear")
     operands, (*read, out) = told
-    made = _made_from(start)
+    made = below([start])
     pattern = next((place for place, operand in enumerate(operands) if operand in made), 0)
     alone = [
         [place for place, label in enumerate(out) if label in read[one] and label not in read[1 - one]]
         for one in (1 - pattern, pattern)
     ]
     return alone[0], alone[1]
-
-
-def _made_from(start: fx.Node) -> set[fx.Node]:
-    """Everything that is computed from a node."""
-    made, stack = {start}, [start]
-    while stack:
-        for user in stack.pop().users:
-            if user not in made:
-                made.add(user)
-                stack.append(user)
-    return made

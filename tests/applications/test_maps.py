@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from jetgraph.applications.interventions.patching import LARGEST, PANELS, Patching
-from jetgraph.applications.maps import layer_map
+from jetgraph.applications.maps import LayerMap, layer_map
 
 HEADS = [f"L{block}.attn.head{head}" for block in range(30) for head in range(12)]
 
@@ -29,6 +30,18 @@ def test_heads_are_a_map_and_few_names_are_none() -> None:
     assert np.isnan(other.values[1, 0])
     assert layer_map(dict.fromkeys(HEADS[:8], 1.0)) is None
     assert layer_map({f"layers.{at}": 1.0 for at in range(100)}) is None
+
+
+def test_what_adds_is_blue_in_maps_as_in_graphs() -> None:
+    effects = torch.tensor([1.0, -1.0], dtype=torch.float64).view(2, 1, 1, 1)
+    one = torch.ones(1, 1)
+    pair = Patching("model", "logit", ("L0.mlp", "L1.mlp"), ("logits",), effects, effects[:, 0], one, one).figure()
+    values = np.array([[1.0], [-1.0]])
+    axes = Figure().subplots()
+    for image in (pair.axes[0].images[0], LayerMap(("L0", "L1"), ("mlp",), values).draw(axes, 1.0)):
+        (adds,), (takes,) = image.cmap(image.norm(values))
+        assert adds[2] > adds[0], "GIVES is blue"
+        assert takes[0] > takes[2], "TAKES is red"
 
 
 def test_pictures_of_many_senders_fit_a_page() -> None:

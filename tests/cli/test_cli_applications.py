@@ -660,7 +660,10 @@ def test_rank(tmp_path):
     assert len(list(csv.DictReader((tmp_path / "a.csv").open()))) == 3
     told = json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", "--at-least", "0.9", "--positions", "--json"))
     assert told["columns"]["path"][0] == "embed@6 > L0.mlp@6 > logits"
-    for more, title in ((["-t", "ue"], "'Error'@6 + 'ue'@6"), (["--versus", "ue"], "'Error' − 'ue'@6")):
+    for more, title in (
+        (["-t", "ue"], "'Error' + 'ue' at position 6"),
+        (["--versus", "ue"], "'Error' − 'ue' at position 6"),
+    ):
         told = json.loads(succeed("rank", "demo", PROMPT, "-t", "Error", *more, "--top", "1", "--json"))
         assert title in told["title"]
     assert invoke("rank", "demo", PROMPT, "--at-least", "-1").exit_code == 2

@@ -69,24 +69,25 @@ def attribute(
     memory: int = MEMORY,
     tokenizer: Any | None = None,
 ) -> Attribution | Several[Attribution]:
-    """The attribution graph of a prompt: what flows from every component at every token to every other, to a target.
+    """The attribution graph of a prompt: what each component at each token contributes to a target, and by which way.
 
-    Each site is a linear map at the model's own pass (its gates held, unless `rules` say otherwise). The flow from u at
-    i to v at j is what u at i gives v at j, times what v at j gives the target along all paths. It is conserved: what
-    enters a node, constants included, is what it passes on, and what enters the targets is their value. All flows are
-    made in one sweep from the targets back.
+    Each site is replaced by a linear map at the model's own forward pass (its gates held there, unless `rules` say
+    otherwise). The flow from u at i to v at j is what u at i contributes to the input of v at j, carried on to the
+    target along all paths. Flow is conserved: what enters a node, constants included, equals what leaves it, and what
+    enters the targets equals their value. One backward sweep from the targets computes all flows.
 
     Parameters
     ----------
     model
         A model or graph; or an expansion with linear rules.
     inputs
-        A prompt: a text, token ids, or inputs by name. A list of them is looked at one by one, and so are several rows.
+        A prompt: a text, token ids, or inputs by name. Of a list of prompts, or of several rows, each has its own
+        graph.
     target
-        A token, whose centred logit is meant; a pair, for the difference of two; several; tokens with weights; or a
-        direction in the output. The fewest top tokens that hold 95 % of the probability, at most 10, each weighted by
-        its own, unless given; of an output that is the stream's features (an encoder), its own direction, so that what
-        is told adds up to its length.
+        A token (its centred logit); a pair (the difference of their logits); several; tokens with weights; or a
+        direction in the output. By default the fewest top tokens that hold 95 % of the probability, at most 10, each
+        weighted by its probability; where the output is the features of the stream (an encoder), its own direction, so
+        that contributions add up to its length.
     position
         Where targets are read: one position, several, `last`, or None for all.
     split
@@ -105,7 +106,7 @@ def attribute(
     positions
         Tell the positions of the sequence apart.
     memory
-        Bytes for what goes back together, and for edges, of which the least influential are left out (into `rest`).
+        Bytes for cotangents that go back together, and for edges; the least influential edges beyond it go into `rest`.
     tokenizer
         For texts; a model given by name brings its own.
 

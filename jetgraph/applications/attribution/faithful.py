@@ -89,7 +89,7 @@ class Faithfulness(Result):
         what = "what the graph has is ablated" if self.inside else "all but the graph is ablated"
         curve = f"CPR {self.cpr:.3g}, CMD {self.cmd:.3g}"
         own = f"the graph's {self.kept.components} {self.of}: {self.kept.faithfulness:.1%}"
-        return f"{self.model}: {self.what}, {what} ({self.ablation}), by {self.by}; {curve}; {own}"
+        return f"{self.model}: faithfulness for {self.what}, {what} ({self.ablation}), by {self.by}; {curve}; {own}"
 
     @property
     def note(self) -> str:
@@ -140,11 +140,11 @@ def faithfulness(
     inside: bool = False,
     sizes: Sequence[float] = SIZES,
 ) -> Faithfulness:
-    """How much of the targets the model still gives with the most important components, or edges, alone.
+    """How much of the targets is left when only the most important components, or edges, of the model are kept.
 
-    The components of an attribution, sites and their parts at positions, are ranked. At each size all that are not
-    among the first are ablated in the model itself, from the start of the stream on, everything after them computed
-    anew, and the targets are read. Sources and maps on the stream stay.
+    The components of an attribution (sites and their parts at positions) are ranked. At each size all but the first
+    ones are ablated in the model itself, everything after them is computed anew, and the targets are read. Sources and
+    maps on the stream stay.
 
     Of edges it is path patching: where u@i → v@j is not among the first, v is evaluated at j on a stream to which u
     gives at i what stands for it; by queries, keys or values alone where the graph tells these apart. Sources and maps

@@ -120,9 +120,18 @@ class Attribution(Result):
     @property
     def title(self) -> str:
         carried = "" if self.nodes[-1].role != "rest" else f", which carry {self.carried:.4g} ({self.completeness:.1%})"
-        nodes, edges = len(self.nodes), len(self.values)
-        size = f"{amount(nodes, 'node')} and {amount(edges, 'edge')}"
-        return f"{self.model}: {self.what}, {self.total:.4g}; {size}{carried}"
+        size = f"{amount(len(self.nodes), 'node', ',')} and {amount(len(self.values), 'edge', ',')}"
+        return f"{self.model}: attribution of {self.what}: {self.total:.4g}; {size}{carried}"
+
+    @property
+    def note(self) -> str:
+        """What the numbers before tokens are, where there are some."""
+        if not any(aim.weighted for aim in self.aims):
+            return ""
+        return (
+            "a number before a token is the weight of its centred logit: its probability, where no target was named "
+            "(target=, --target)"
+        )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """An edge a row, the most influential first: sender, receiver, flow, share of the targets, and influence."""

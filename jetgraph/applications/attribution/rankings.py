@@ -108,10 +108,10 @@ class Ranking(Result):
         if not self.bounded:
             how = "all" if self.exact else "by a heuristic, the norms of their beginnings: some may be missed;"
             rest = f"the rest {self.rest:.4g} ({how} {self.visited} evaluated)"
-            return f"{self.model}: {self.what}; {together}; {rest}"
+            return f"{self.model}: paths to {self.what}: {together}; {rest}"
         bound = "exact" if self.exact else f"estimated, energy ± {self.error:.2g}: a path may have been missed"
         rest = f"the rest {self.rest:.4g}, √energy {self.rest_energy**0.5:.3g} ({bound}; {self.visited} prefixes seen)"
-        return f"{self.model}: {self.what}; {together}; {rest}"
+        return f"{self.model}: paths to {self.what}: {together}; {rest}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """path, value, and its share of the target."""
@@ -189,7 +189,7 @@ def rank(
     memory: int = MEMORY,
     tokenizer: Any | None = None,
 ) -> Ranking | Several[Ranking]:
-    """The paths that give a logit most, out of all of them.
+    """The paths that contribute most to a logit, out of all paths.
 
     Branch and bound: a prefix of paths is followed as long as the energy of its completions, Σ value², says that one of
     them may be large enough. Where the stream is small the energy is exact, and so is the list; else it is estimated by
@@ -217,7 +217,7 @@ def rank(
     seed
         Of the signs.
     memory
-        Bytes that values may take which pass a site together, and bytes for exact energies.
+        Bytes for the values that pass a site together, and for exact energies.
 
     Returns
     -------

@@ -176,10 +176,10 @@ def spectrum(
     memory: int = MEMORY,
     tokenizer: Any | None = None,
 ) -> Spectrum:
-    """A logit as a sum over classes of paths: what all paths of length 3 give it, say, or all that end in a head.
+    """A logit as a sum over classes of paths: of all paths of length 3, say, or of all that end in a given head.
 
     With the gates of every site held at the model's own pass, the value of a path is linear along it, so the paths of a
-    class are summed by a dynamic programme and never listed: 2^60 of them take some dozens of forward passes. The sum
+    class are summed by dynamic programming and never listed: 2^60 of them cost some dozens of forward passes. The sum
     over the classes is the logit itself. Classes may cancel: `cancellation` and the title say by how much.
 
     Parameters
@@ -192,8 +192,8 @@ def spectrum(
         What paths are sorted by: `length`, a kind of sites that is counted (`attn`, `mlp`, …), `last`, `first`,
         `last attn`, `layer`, `source`, `all`; or a mapping from patterns to names of classes.
     target
-        As in `jetgraph.ablate`: a token, whose centred logit is told; a pair, for the difference of two; a list with a
-        token for each example. The model's top token unless given; of features, the direction of the output.
+        As in `jetgraph.ablate`: a token (its centred logit); a pair (the difference of two); a list with a token for
+        each example. By default the model's top token; where the output is features, its own direction.
     position
         As in `jetgraph.ablate`.
     path
@@ -203,7 +203,7 @@ def spectrum(
     split
         Branches of a model to cut first, as in `jetgraph.expand`.
     memory
-        Bytes that values may take which pass a site together.
+        Bytes for the values that pass a site together.
     tokenizer
         For texts; a model given by name brings its own.
 

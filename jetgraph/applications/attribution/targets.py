@@ -47,6 +47,8 @@ class Aim:
 
     name: str
     readout: Readout
+    weighted: bool = False
+    """It is a logit times a number, which its name begins with."""
 
 
 def aims(network: Network, target: Target | None, position: Positions, tokenizer: Any | None) -> list[Aim]:
@@ -79,15 +81,27 @@ def aims(network: Network, target: Target | None, position: Positions, tokenizer
     targets: list[Aim] = []
     for place in places:
         at = "" if place is None else f"@{place}"
-        for name, weights in _functions(network, target, place, size, tokenizer):
-            targets.append(Aim(f"{name}{at}", Readout(place, weights)))
+        for name, weights, weighted in _functions(network, target, place, size, tokenizer):
+            targets.append(Aim(f"{name}{at}", Readout(place, weights), weighted))
     return targets
 
 
 def named(aims: Sequence[Aim]) -> str:
-    """Several targets in one line."""
+    """Several targets in one line; a position that they share is said once."""
+    place = _shared_place(aims)
+    return without_place(aims) + ("" if place is None else f" at position {place}")
+
+
+def without_place(aims: Sequence[Aim]) -> str:
+    """Several targets in one line, without the position that they share."""
     more = f" + {len(aims) - SHOWN} more" if len(aims) > SHOWN else ""
-    return " + ".join(aim.name for aim in aims[:SHOWN]) + more
+    at = f"@{_shared_place(aims)}"
+    return " + ".join(aim.name.removesuffix(at) for aim in aims[:SHOWN]) + more
+
+
+def _shared_place(aims: Sequence[Aim]) -> int | None:
+    places = {aim.readout.place for aim in aims}
+    return places.pop() if len(places) == 1 else None
 
 
 def measured(forward: Forward, aims: Sequence[Aim]) -> float:
@@ -129,12 +143,12 @@ def _places(network: Network, position: Positions, shape: Sequence[int]) -> list
 
 def _functions(
     network: Network, target: Target | None, place: int | None, size: int, tokenizer: Any | None
-) -> list[tuple[str, Tensor]]:
-    """Names and weights [size]."""
+) -> list[tuple[str, Tensor, bool]]:
+    """Names, weights [size], and whether the name begins with a number that they are times of."""
     if target is None:
         output = network.forward.output[0] if place is None else network.forward.output_at(place)[0, 0]
         direction = own_direction(network.graph, output)
-        return _top(output, tokenizer) if direction is None else [(DIRECTION, direction.cpu())]
+        return _top(output, tokenizer) if direction is None else [(DIRECTION, direction.cpu(), False)]
     if isinstance(target, Tensor) and target.is_floating_point():
         if tuple(target.shape) != (size,) or target.is_meta or not bool(target.isfinite().all()):
             raise InputError(
@@ -143,7 +157,7 @@ def _functions(
             )
         if not bool(target.any()):
             raise InputError("the direction is zero, so that nothing is attributed to it")
-        return [("direction", target.detach().double().cpu())]
+        return [("direction", target.detach().double().cpu(), False)]
     if isinstance(target, Tensor):
         target = whole_numbers(target, "target")
     if isinstance(target, tuple):
@@ -155,19 +169,18 @@ def _functions(
         one, other = (_index(token, size, tokenizer) for token in target)
         if one == other:
             raise InputError(f"the target is {quoted(target)}, one token against itself, whose difference is 0")
-        return [
-            (f"{token_text(tokenizer, one)} − {token_text(tokenizer, other)}", _logit(one, size) - _logit(other, size))
-        ]
+        name = f"{token_text(tokenizer, one)} − {token_text(tokenizer, other)}"
+        return [(name, _logit(one, size) - _logit(other, size), False)]
     weighted = dict(target) if isinstance(target, Mapping) else dict.fromkeys(_listed(target), 1.0)
     if not weighted:
         raise InputError("no target is named: give a token, a pair, or a list of tokens")
-    functions: list[tuple[str, Tensor]] = []
+    functions: list[tuple[str, Tensor, bool]] = []
     for token, weight in weighted.items():
         if not abs(weight) < float("inf") or weight == 0:
             raise InputError(f"the weight of {quoted(token)} is {weight}: give a finite number other than 0")
         index = _index(token, size, tokenizer)
         share = "" if weight == 1 else f"{weight:.3g} "
-        functions.append((f"{share}{token_text(tokenizer, index)}", weight * _logit(index, size)))
+        functions.append((f"{share}{token_text(tokenizer, index)}", weight * _logit(index, size), weight != 1))
     return functions
 
 
@@ -175,14 +188,14 @@ def _listed(target: Token | Sequence[Token]) -> Sequence[Token]:
     return [target] if isinstance(target, str | Integral) else target  # type: ignore[list-item]
 
 
-def _top(output: Tensor, tokenizer: Any | None) -> list[tuple[str, Tensor]]:
+def _top(output: Tensor, tokenizer: Any | None) -> list[tuple[str, Tensor, bool]]:
     """The fewest top tokens that hold `COVERED`, at most `MOST`, each weighted by its probability."""
     size = len(output)
     probability = output.double().softmax(-1).cpu()
     best, index = row_top(probability[None], min(MOST, size))
     number = min(int((best[0].cumsum(0) < COVERED).sum()) + 1, len(best[0]))
     return [
-        (f"{share:.3g} {token_text(tokenizer, token)}", share * _logit(token, size))
+        (f"{share:.3g} {token_text(tokenizer, token)}", share * _logit(token, size), True)
         for share, token in zip(best[0, :number].tolist(), index[0, :number].tolist(), strict=True)
     ]
 

@@ -110,7 +110,7 @@ def trajectory(
     memory: int = 2**28,
     tokenizer: Any | None = None,
 ) -> Trajectory:
-    """How a path's n-grams become those of the last checkpoint.
+    """How a path's n-grams develop over training towards those of the last checkpoint.
 
     With P_t(b | a) the table of checkpoint t and F the K = `top` pairs a b that are most probable at the last one:
 

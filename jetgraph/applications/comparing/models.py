@@ -111,7 +111,7 @@ def diff(
     memory: int = 2**28,
     tokenizer: Any | None = None,
 ) -> ModelDiff:
-    """What has changed from one model to another: n-grams, paths, weights. No data is needed.
+    """What changed between two models: n-grams, paths and weights. No data is needed.
 
     Of models that have no n-grams, such as encoders, the weights alone are compared.
 

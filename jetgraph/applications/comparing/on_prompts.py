@@ -18,6 +18,7 @@ from jetgraph.algebra.outline import Split
 from jetgraph.applications.attribution.attributing import attribute
 from jetgraph.applications.attribution.linearising import linearised
 from jetgraph.applications.attribution.rankings import rank
+from jetgraph.applications.attribution.targets import without_place
 from jetgraph.applications.comparing.prompt_changes import (
     Changes,
     ComponentChanges,
@@ -59,7 +60,7 @@ def compare(
     memory: int = MEMORY,
     tokenizer: Any | None = None,
 ) -> PromptComparison:
-    """What has changed from one model to another on prompts: what is said, by which components, along which paths.
+    """What changed between two models on prompts: what they predict, by which components, along which paths.
 
     Gates (norm denominators, attention patterns) are held at each model's own pass. A target, read at the last token,
     is then in both models
@@ -192,7 +193,9 @@ class _Side:
                 f"or split fewer branches; left out: {found.flows.left_out}"
             )
         ends = {place for place, node in enumerate(found.nodes) if node.role == "target"}
-        direct: dict[str, float] = {}
+        own = [node for node in found.nodes if node.role in ("source", "site")]
+        # What gives nothing has no edge, and is there all the same.
+        direct = {node.name: 0.0 for node in own}
         edges = zip(found.senders.tolist(), found.receivers.tolist(), found.values.tolist(), strict=True)
         for sender, receiver, value in edges:
             if receiver in ends:
@@ -202,11 +205,11 @@ class _Side:
         every = len(ranking.found) < top or ranking.paths <= top
         self.given.append((inputs, target))
         self.direct.append(direct)
-        self.through.append({node.name: node.flow for node in found.nodes if node.role in ("source", "site")})
+        self.through.append({node.name: node.flow for node in own})
         self.paths.append({one.path: one.value for one in ranking.found})
         self.beyond.append(0.0 if every else abs(ranking.found[-1].value))
         self.exact = self.exact and ranking.exact
-        return found.what, found.output
+        return without_place(found.aims), found.output
 
     def complete(self, paths: Sequence[str]) -> None:
         """Evaluate those of some paths that this model has and that were not among its largest."""
@@ -246,7 +249,7 @@ def _look(
         float(divergence(before, after)),
         float((after - before).norm() / before.norm()),
         float(torch.cosine_similarity(before, after, dim=0)),
-        what.rpartition("@")[0] or what,
+        what,
         (values[0], values[1]),
     )
 

@@ -91,7 +91,7 @@ def choose_orders(
     rules: Mapping[str, Rule] | None = None,
     tokenizer: Any | None = None,
 ) -> SiteOrders:
-    """The order of the jet at every site: the lowest that leaves no more of the site than a tolerance, on an input.
+    """Choose the order of the jet at every site: the lowest whose remainder there is within a tolerance, on an input.
 
     All sites start at order 0. Of a site that is one norm, such as the end of most models, or a post-norm between two
     joins, a closed form says what every order leaves of it (`jetgraph.compilation.certificates`), in the norm's units.

@@ -247,7 +247,7 @@ def ablate(
     tokenizer: Any | None = None,
     memory: int | None = None,
 ) -> Ablation:
-    """Remove, scale or replace paths, and compare what that should do with what it does.
+    """Remove, scale or replace paths, and compare the predicted effect with the actual one.
 
     For each path:
 
@@ -257,8 +257,9 @@ def ablate(
       branch, its source) are multiplied by `scale` in the forward pass, and everything after them is computed anew. A
       path that is no more than a bias of a skip, a site or the decoder, or what a concatenation adds, has none.
 
-    With `corrupt`, a component takes its value of other inputs, in the network for the actual effect, and on the stream
-    to the decoder alone for the predicted one, as a patch with the receiver `logits`; all other branches are held.
+    With `corrupt`, a component takes the value that it has on other inputs: in the network for the actual effect; on
+    its direct way to the decoder alone for the predicted one, all other branches held, as in a patch with the receiver
+    `logits`.
 
     All paths that have an actual effect are ablated together too. They come in the last rows, as `together`.
 
@@ -277,9 +278,9 @@ def ablate(
         Inputs whose values components take, and how, as in `patch`: `prompt`, from one of the same shape (resample
         ablation), which it is unless given, or `mean`, the mean over all tokens of any (mean ablation).
     target
-        The token whose logit is told: an id or a text that is one token; a pair for the difference of two logits; a
-        list for one token per example. The model's top token at each place unless given; of features, as of an
-        encoder, the length along the direction of the model's own output there.
+        The token whose logit is measured: an id or a text that is one token; a pair for the difference of two logits; a
+        list for one token per example. By default the model's top token at each place; where the output is features, as
+        of an encoder, the length along the direction of the model's own output there.
     position
         Of the sequence, negative ones counted from its end, or one for each example; None is all of them, each with a
         row of its own. `last` is the last one of each example, of padded ones the last that their attention mask

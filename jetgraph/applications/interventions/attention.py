@@ -169,7 +169,7 @@ class AttentionPatterns(Result):
 def attention_patterns(
     model: Model, inputs: Inputs, *, branches: str | Sequence[str] | None = None, tokenizer: Any | None = None
 ) -> AttentionPatterns:
-    """What each position takes of each other one, by head, as the weights are multiplied with the values.
+    """The attention weights of each head: how much each position reads from every other, as values are weighted.
 
     Parameters
     ----------

@@ -20,6 +20,7 @@ from jetgraph.applications.interventions.others import Pair
 from jetgraph.applications.interventions.ports import Port, position_dim
 from jetgraph.applications.interventions.routes import Edge, sent
 from jetgraph.applications.interventions.targets import Readout
+from jetgraph.compilation.linear import leaf
 from jetgraph.running.copies import Copies
 from jetgraph.running.forward import Forward
 from jetgraph.structure.attention import operands
@@ -65,18 +66,14 @@ def _ends(network: Network) -> list[fx.Node]:
     return [network.graph.structure.decoder.nonlinear.entry, *(branch.region.entry for branch in branches)]
 
 
-def _leaf(value: Tensor) -> Tensor:
-    return value.detach().clone().requires_grad_()
-
-
 def _held(network: Network) -> Forward:
     """The clean pass with every branch held, in which only the stream itself has gradients."""
     copies = Copies(network.forward, None)
     encoder = network.graph.structure.main.encoder.exit
-    copies.forward.values.put(encoder, _leaf(network.forward[encoder]))
+    copies.forward.values.put(encoder, leaf(network.forward[encoder]))
     branches = [branch for alias in network.steps if (branch := network.graph.branches.get(alias)) is not None]
     for node in dict.fromkeys(branch.node for branch in branches if branch.kind != "skip"):
-        copies.forward.values.put(node, _leaf(network.forward[node]))
+        copies.forward.values.put(node, leaf(network.forward[node]))
     for alias in (branch.alias for branch in branches if branch.kind == "skip"):
         copies.change(alias, [((0,), lambda own, alias=alias: network.value(alias))])
     return copies.forward
@@ -92,7 +89,7 @@ def _gradients(network: Network, receivers: Iterable[Port], readout: Readout) ->
     """The target's gradient at what each receiver adds to: one backward pass of the whole network."""
     copies = Copies(network.forward, None)
     encoder = network.graph.structure.main.encoder.exit
-    copies.forward.values.put(encoder, _leaf(network.forward[encoder]))
+    copies.forward.values.put(encoder, leaf(network.forward[encoder]))
     nodes = list(dict.fromkeys(network.forward.sum_of(port.alias) for port in receivers if port.alias != SINK))
     if not nodes:
         return {}
@@ -119,7 +116,7 @@ def _entering(
     cotangent = gradients[network.forward.sum_of(receiver.alias)]
     if receiver.at is not None and not receiver.operand:
         cotangent = _masked(receiver, cotangent, network)
-    start = _leaf(network.forward[entry])
+    start = leaf(network.forward[entry])
     if not receiver.operand:
         return entry, _pulled(network.forward.branch(branch, start), cotangent, [start])[0]
     return entry, _by_operand(network, receiver, start, cotangent)
@@ -132,15 +129,15 @@ def _by_operand(network: Network, receiver: Port, start: Tensor, cotangent: Tens
     copies = Copies(network.forward, None)
     for operand in found.values():
         copies.forward.values.put(operand.node, network.forward[operand.node].detach())
-    leaf = _leaf(network.forward[node])
-    copies.forward.values.put(node, leaf)
+    own = leaf(network.forward[node])
+    copies.forward.values.put(node, own)
     if branch.part is None:
         value: Any = copies.forward[branch.node]
     else:
         cut = branch.part.cut
         read = copies.forward.values.of((*cut.region.side, cut.node, *cut.held))
         value = cut.part({inner: read[inner] for inner in (cut.node, *cut.held)}, read, branch.part)
-    at_operand = _pulled(value, cotangent, [leaf])[0]
+    at_operand = _pulled(value, cotangent, [own])[0]
     if receiver.at is not None:
         at_operand = _masked(receiver, at_operand, network)
     before = Copies(network.forward, None)

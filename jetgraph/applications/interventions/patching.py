@@ -132,7 +132,7 @@ class Patching(Result):
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[max(wide, 4), 1])
         limit = float(torch.cat([effects.flatten(), totals.flatten()]).nan_to_num().abs().max()) or 1.0
         for axes, values in ((left, effects), (right, totals)):
-            image = axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+            image = axes.imshow(values.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
         left.set_xticks(range(wide), receivers, rotation=90, fontsize=8, parse_math=False)
         left.set_yticks(range(high), senders, fontsize=8, parse_math=False)
         left.set_xlabel("receiver (blank: not after the sender)")
@@ -159,7 +159,7 @@ class Patching(Result):
         for axes, (label, values) in zip(every, panels, strict=True):
             grid = torch.full((len(names), len(columns)), torch.nan, dtype=torch.float64)
             grid[tuple(torch.tensor(cells).T)] = values
-            image = axes.imshow(grid.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+            image = axes.imshow(grid.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
             axes.set_xticks(range(len(columns)), labels, fontsize=7, rotation=90, parse_math=False)
             axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
             axes.set_xlabel("position of the sender")
@@ -256,8 +256,8 @@ def patch(
         itself. All pairs with the receiver after the sender are evaluated, which takes a part of a forward pass each;
         many go side by side. By default all components, but no source that is the same on both inputs.
     screen
-        So many pairs are evaluated, those of the largest effect to first order: one gradient pass tells it of all
-        (attribution patching). The result has the estimates too, and says how far they were right.
+        How many pairs are evaluated: those with the largest effects to first order, which one gradient pass estimates
+        for all pairs (attribution patching). The result has the estimates too, and says how far off they were.
     target
         A token, a pair of tokens for the difference of their logits, or a list with a token per example, or a pair of
         such lists; the model's top token on the clean input unless given; of features, the direction of the clean

@@ -34,8 +34,8 @@ def remarks(lens: LensValues) -> str:
     said: list[str] = []
     if lens.features:
         said.append(
-            "the output has features, as of an encoder, which are no tokens: cosine and remainder tell how far a point "
-            "has the output, attribute, spectrum and ablate what makes its direction"
+            "the output has features, as of an encoder, which are no tokens: cosine and remainder tell how near a "
+            "point is to the output; attribute, spectrum and ablate tell what makes its direction"
         )
     elif lens.output.dim() == 3 and lens.output.shape[0] == 1:
         says = lens.said(int(lens.output[0, lens.last()].argmax()))

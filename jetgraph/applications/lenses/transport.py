@@ -330,7 +330,7 @@ def transport_lens(
     target: int | str | None = None,
     tokenizer: Any | None = None,
 ) -> TransportLens:
-    """The stream at points, taken to its end by a map that stands for the tail, and decoded.
+    """Decode points of the stream, carried to its end by a linear or jet map in place of the tail between.
 
     Parameters
     ----------

@@ -161,7 +161,7 @@ def ngrams(
     tokenizer: Any | None = None,
     rows: Tokens | Sequence[Tokens | None] | None = None,
 ) -> NGrams:
-    """The n-grams to which an order-0 path of a model gives the largest scores, over the whole vocabulary.
+    """The n-grams that an order-0 path of a model scores highest, over the whole vocabulary.
 
         P(c | a) = softmax_c( U ν(γ_m(… γ_1(E[a]))) + b )
 

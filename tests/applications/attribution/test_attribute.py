@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import jetgraph as jg
 from jetgraph.applications.attribution.graphs import Attribution
+from jetgraph.applications.attribution.targets import Aim, named, without_place
+from jetgraph.compilation.components import Readout
 from jetgraph.layout.blocks import within_block
 from jetgraph.loading import Loaded, load
 from jetgraph.structure.ways import find_ways
@@ -174,6 +176,33 @@ def test_targets(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
     assert sum(node.role == "target" for node in top.nodes) == number
     chosen = best[:number]
     assert top.output == pytest.approx(float((probability[chosen] * centred[last, chosen]).sum()), rel=1e-4)
+
+
+def test_a_title_says_what_it_is_of_and_where(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
+    loaded, graph = demo
+
+    def told(target: Any, position: Any = "last") -> tuple[str, str]:
+        found = jg.attribute(graph, PROMPT, target=target, position=position, tokenizer=loaded.tokenizer)
+        return found.title.partition(": ")[2].partition(":")[0], found.note
+
+    assert told(("Error", "ue")) == ("attribution of 'Error' − 'ue' at position 6", "")
+    assert told(["Error", "ue"]) == ("attribution of 'Error' + 'ue' at position 6", "")
+    assert told("Error", [0, -1]) == ("attribution of 'Error'@0 + 'Error'@6", "")
+    what, note = told({"Error": 2.0, "ue": 1.0})
+    assert what == "attribution of 2 'Error' + 'ue' at position 6"
+    assert "number before a token is the weight" in note
+    assert "its probability, where no target was named" in told(None)[1]
+
+
+def test_a_position_is_left_out_of_all_names_or_of_none() -> None:
+    none = torch.zeros(1)
+    one, other, third = (
+        Aim(f"'{name}'@{place}", Readout(place, none)) for name, place in (("a", 3), ("b", 3), ("c", 13))
+    )
+    assert without_place([one, other]) == "'a' + 'b'"
+    assert without_place([one, third]) == named([one, third]) == "'a'@3 + 'c'@13"
+    assert named([third]) == "'c' at position 13"
+    assert named([Aim("#3", Readout(None, none))]) == without_place([Aim("#3", Readout(None, none))]) == "#3"
 
 
 @pytest.mark.parametrize(

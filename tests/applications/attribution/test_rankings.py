@@ -41,7 +41,7 @@ def test_the_largest_of_all_paths(demo: tuple[Loaded, jg.ResidualGraph], tmp_pat
     large = jg.rank(graph, PROMPT, target="Error", at_least=0.5, tokenizer=loaded.tokenizer)
     assert len(large) == sum(abs(value) >= 0.5 for value in given.values())
     assert found.save(tmp_path / "paths.csv").read_text().startswith("path,value,share")
-    assert found.figure().axes[0].get_xlabel() == "'Error'@6"
+    assert found.figure().axes[0].get_xlabel() == "'Error' at position 6"
 
 
 def test_chains_at_positions(demo: tuple[Loaded, jg.ResidualGraph]) -> None:

@@ -99,6 +99,17 @@ def test_components_are_what_modules_add(models: tuple[Any, Any], compared: Prom
         assert value == pytest.approx({node.name: node.flow for node in one.nodes}[str(name)], abs=1e-4)
 
 
+def test_a_head_that_gives_nothing_gives_0_and_is_not_missing() -> None:
+    one, other = jg.load_model("demo"), jg.load_model("demo")
+    with torch.no_grad():
+        weight = other.model.transformer.h[1].attn.c_proj.weight  # pyright: ignore[reportAttributeAccessIssue]
+        weight[2 * len(weight) // 4 : 3 * len(weight) // 4] = 0  # pyright: ignore
+    told = jg.compare(one, other, PROMPTS[:1], target="Error", split="heads").components.columns()
+    row = {name: cells[list(told["component"]).index("L1.attn.head2")] for name, cells in told.items()}
+    assert (row["direct_b"], row["through_b"]) == (0, 0)
+    assert row["direct"] == pytest.approx(-float(row["direct_a"]))
+
+
 def test_no_other_path_changes_by_more(models: tuple[Any, Any], compared: PromptComparison) -> None:
     """Against all 512 · 2 paths and constants, each evaluated in both models."""
     assert compared.paths.exact

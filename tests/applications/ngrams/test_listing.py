@@ -145,7 +145,8 @@ def test_options_are_checked(traced, monkeypatch):
             ngrams(graph, **options)
     monkeypatch.setattr(context_numbers, "CELL_BUDGET", 10_000)
     with pytest.raises(
-        jg.BudgetError, match=r"2,809 rows .* restrict the tokens of each place with first= and second="
+        jg.BudgetError,
+        match=r"2,809 rows .* restrict the tokens of each place with first= and second= \(--first, --second\)",
     ):
         ngrams(graph, attention, n=3)
     assert len(ngrams(graph, attention, n=3, second=[4], top=10**6)) == VOCAB * VOCAB
