@@ -202,6 +202,43 @@ class Replaced(Delta):
         return self.w[1](h).sum(1, keepdim=True)
 
 
+class Normed(Block):
+    """A norm as one operator on the shortcut: its deviation is held, its bias is added from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = self.made()
+        self.norm.weight.data += 0.3 * torch.rand(WIDTH)
+
+    def made(self) -> nn.LayerNorm | nn.RMSNorm:
+        return nn.LayerNorm(WIDTH, bias=False)
+
+    def gates(self, h: Tensor) -> Tensor:
+        return (h.var(-1, keepdim=True, unbiased=False) + 1e-5).rsqrt()
+
+    def skip(self, gates: Tensor, h: Tensor) -> Tensor:
+        return (h - h.mean(-1, keepdim=True)) * gates * self.norm.weight
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.norm(h) + self.branch(h)
+
+
+class RootMean(Normed):
+    """The same without means, behind a gate."""
+
+    def made(self) -> nn.LayerNorm | nn.RMSNorm:
+        return nn.RMSNorm(WIDTH, eps=1e-3)
+
+    def gates(self, h: Tensor) -> Tensor:
+        return super(Normed, self).gates(h) * ((h * h).mean(-1, keepdim=True) + 1e-3).rsqrt()
+
+    def skip(self, gates: Tensor, h: Tensor) -> Tensor:
+        return h * gates * self.norm.weight
+
+    def forward(self, h: Tensor) -> Tensor:
+        return super(Normed, self).gates(h) * self.norm(h) + self.branch(h)
+
+
 class Net(nn.Module):
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
@@ -243,7 +280,14 @@ def check_laws(graph: jg.ResidualGraph, inputs: dict[str, Any], expected: Tensor
 
 @pytest.mark.parametrize(
     "blocks",
-    [(Block, Highway), (Recurrent, Squeezed), (Mixed, Hyper), (Orthogonal, Delta), (Weighed, Replaced)],
+    [
+        (Block, Highway),
+        (Recurrent, Squeezed),
+        (Mixed, Hyper),
+        (Orthogonal, Delta),
+        (Weighed, Replaced),
+        (Normed, RootMean),
+    ],
 )
 @torch.no_grad()
 def test_terms_pass_gated_skips_with_the_gates_of_the_stream(blocks: tuple[type[Block], ...]) -> None:
@@ -341,6 +385,78 @@ def test_a_piece_of_a_value_is_no_gated_skip(rows: int, row: int) -> None:
     """Though it has as many numbers, or others."""
     graph = jg.trace(Solved(rows, row).eval(), torch.randn(2, 5, WIDTH), dynamic="batch")
     assert [join.kind for join in graph.joins] == ["identity"]
+
+
+class Channels(nn.Module):
+    """A norm over groups, or channels, or numbers of each position, beside a convolution."""
+
+    def __init__(self, norm: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.start, self.end = nn.Conv1d(6, 6, 1), nn.Conv1d(6, 6, 1)
+        self.convs = nn.ModuleList(nn.Conv1d(6, 6, 3, padding=1) for _ in range(2))
+        self.which = norm
+        self.weight, self.bias = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
+        self.to(dtype)
+
+    def norm(self, h: Tensor) -> Tensor:
+        if self.which == "group":
+            return F.group_norm(h, 3, self.weight, self.bias)
+        if self.which == "instance":
+            return F.instance_norm(h, weight=self.weight, bias=self.bias)
+        return F.layer_norm(h.mT, (6,), self.weight, self.bias).mT
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.start(x)
+        for conv in self.convs:
+            h = self.norm(h) + conv(torch.tanh(h))
+        return self.end(h)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["group", "instance", "layer"])
+@torch.no_grad()
+def test_a_norm_on_a_shortcut_is_a_gated_skip_however_it_is_spelled(norm: str, dtype: torch.dtype) -> None:
+    net, x = Channels(norm, dtype).eval(), torch.randn(2, 6, 5, dtype=dtype)
+    graph = jg.trace(net, x)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("gated", 0)] * 2
+    forward = graph.run(x)
+    close = 1e-12 if dtype is torch.float64 else 0.02
+    assert distance(forward.output, net(x)) < close
+    # The skip of another value has the deviation of the stream: it is affine in that.
+    skip, h = graph.joins[1].skip, forward.point(1)
+    assert skip is not None
+    zero, one, two = (forward.through(skip, times * h) for times in range(3))
+    assert distance(two - one, one - zero) < close
+    whole = forward.through(graph.joins[1].branches[0].region, h) + one
+    assert distance(whole, forward.point(2)) < close or graph.joins[1].injections
+    if dtype is torch.float64:
+        frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(x)
+        assert distance(sum(frozen.terms.values()), net(x)) < EXACT  # type: ignore[arg-type]
+
+
+class Shortcuts(Block):
+    """Norms beside a layer that is made of none of what they read, or of what they give, or beside each other."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.norm, self.other = way, nn.LayerNorm(WIDTH), nn.RMSNorm(WIDTH)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.way == "after":
+            return h + self.norm(self.f(h))
+        if self.way == "point":
+            n = self.norm(h)
+            return n + self.f(n)
+        return h + self.f(self.norm(h) + self.other(h))
+
+
+@pytest.mark.parametrize("way", ["after", "point", "both"])
+def test_other_norms_stay_whole(way: str) -> None:
+    net = Net(Shortcuts(way), Shortcuts(way)).eval()
+    graph = jg.trace(net, torch.randint(0, 9, (2, 4)))
+    assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0)] * 2
+    operators = [str(node.target) for node in graph.structure.traced.graph.nodes]
+    assert not any("rsqrt" in name for name in operators)
 
 
 # No skip
