@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from jetgraph.export.inner_products import inner_product
+
 aten = torch.ops.aten
 
 
@@ -191,7 +193,7 @@ def _over_difference(total: fx.Node) -> fx.Node | None:
 
 def _is_weighed_against(of: _Of, summands: Sequence[Multiple]) -> bool:
     """A summand takes away a multiple of the value by data, which is added, beside what is no multiple of it, as in
-    h − a·h + a·f. A power of the value, such as h·h·h, is none.
+    h − a·h + a·f. A power of the value, such as h·h·h, is none, and what lies along it is told elsewhere.
     """
     taken = (
         each.value is of.base
@@ -204,10 +206,12 @@ def _is_weighed_against(of: _Of, summands: Sequence[Multiple]) -> bool:
 
 
 def _is_power(factor: Any, base: fx.Node) -> bool:
-    """A factor is the value, or a product in which it is."""
+    """A factor is the value, or a product or an inner product in which it is."""
     found = [factor] if isinstance(factor, fx.Node) else []
     for node in found:
-        found += [value for value, _ in steps_of(node) if value not in found]
+        summed = inner_product(node)
+        above = [value for value, _ in steps_of(node)] if summed is None else summed.values
+        found += [value for value in above if value not in found]
     return base in found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from jetgraph.export.cells import write_out_steps
-from jetgraph.export.factors import distribute_over_differences, distribute_over_own_sums
+from jetgraph.export.factors import broadcast, distribute_over_differences, distribute_over_own_sums
 from jetgraph.export.masks import call_attention_as_models_do
 from jetgraph.export.projections import write_projections_beside
 from jetgraph.export.stacks import nest_stacks, write_sums_over_stacks
@@ -49,6 +49,7 @@ def normalise(graph: fx.Graph) -> None:
     _write_moments_apart(graph)
     write_out_steps(graph)
     _write_products_of_two(graph)
+    _write_dot_products(graph)
     _write_scattered_sums_alike(graph)
     _unfuse_sums(graph)
     write_sums_over_stacks(graph)
@@ -267,6 +268,21 @@ def _write_products_of_two(graph: fx.Graph) -> None:
                 operands.insert(len(operands) if at_end else 0, product)
                 labels.insert(len(labels) if at_end else 0, kept)
         _replace(node, operands[0])
+
+
+def _write_dot_products(graph: fx.Graph) -> None:
+    """Dot products of real vectors as sums of products."""
+    for node in graph.find_nodes(op="call_function", target=aten.linalg_vecdot.default):
+        one, other = node.args[:2]
+        if "shape" not in node.meta or any(each.meta["dtype"].is_complex for each in (one, other)):
+            continue
+        with graph.inserting_before(node):
+            product = graph.call_function(aten.mul.Tensor, (one, other))
+            dim = node.kwargs.get("dim", -1)
+            product.meta = {**node.meta, "shape": broadcast(one.meta["shape"], other.meta["shape"])}
+            total = graph.call_function(aten.sum.dim_IntList, (product, [dim]))
+        total.meta = dict(node.meta)
+        _replace(node, total)
 
 
 def _write_scattered_sums_alike(graph: fx.Graph) -> None:

@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
+from jetgraph.export.inner_products import sums
 from jetgraph.jets.registry import bind, is_affine, nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.dimensions import follow
 from jetgraph.structure.images import (
     affine_history,
     affine_past,
+    factored,
     fills,
     gated_history,
     held_image,
@@ -299,8 +301,10 @@ def _joined(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     chosen = [join for join in candidates if not any(is_earlier(flow, join, other, by_node) for other in candidates)]
     if chosen:
         join = latest(flow, max(chosen, key=lambda join: preference(flow, join)), by_node)
-        return _whole(flow, _ungated(flow, join, by_node), by_node)
-    return None if total.concat or again else _gated(flow, total, flowing, by_node)
+        gated = None if total.concat or again else _gated_before(flow, total, join, flowing, by_node)
+        return gated or _whole(flow, _ungated(flow, join, by_node), by_node)
+    gated = None if total.concat or again else _gated(flow, total, flowing, by_node)
+    return gated and _whole(flow, gated, by_node)
 
 
 def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
@@ -350,6 +354,8 @@ def _whole(flow: Dataflow, join: Join, by_node: Found) -> Join:
         return join
     total = Sum(join.node, join.operands, join.adds)
     regions = [flow.region(point, branch.node) for branch in join.branches]
+    if join.kind == "gated":
+        return _gated_over(flow, total, point, join.skip.exit, join.skip.held, regions)
     return _over(total, widest(kind, join.kind), flow.region(point, join.skip.exit), point, regions)
 
 
@@ -431,6 +437,26 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Foun
     return best
 
 
+def _gated_before(flow: Dataflow, total: Sum, join: Join, flowing: Sequence[fx.Node], by_node: Found) -> Join | None:
+    """The join whose gated skip another one takes for the branch, where that forks from what a layer adds: in
+    (1 − g(f(h))) h + f(h) the gate is made of f(h), which is no point of a stream.
+    """
+    if len(join.branches) != 1 or join.fork in by_node or not _is_multiple_beside(flow, join):
+        return None
+    gated = _gated(flow, total, flowing, by_node)
+    if gated is None or gated.skip is None or gated.skip.exit is not join.branches[0].node:
+        return None
+    after = (end for end in by_node if end is not gated.fork and flow.depends(end, gated.fork))
+    ahead = gated.fork is not join.fork and flow.depends(join.fork, gated.fork)
+    return _whole(flow, gated, by_node) if ahead and not any(flow.depends(join.fork, end) for end in after) else None
+
+
+def _is_multiple_beside(flow: Dataflow, join: Join) -> bool:
+    """The branch is a multiple, by a factor made of the fork, of what is not made of that."""
+    (branch,) = join.branches
+    return any(not flow.depends(node, join.fork) for node, _ in factored(flow, branch.node))
+
+
 def _is_piece(flow: Dataflow, fork: fx.Node, skip: fx.Node, held: tuple[fx.Node, ...]) -> bool:
     """With these factors held, the skip is made of some indices of the fork's positions or features alone.
 
@@ -484,7 +510,7 @@ def _is_along(flow: Dataflow, node: fx.Node, fork: fx.Node) -> bool:
     """A value is a sum over places or features of a fork with factors, put back along a direction: affine in the fork
     with these held."""
     held = held_image(flow, node, (fork,))
-    return bool(held) and any(packet_of(one) is aten.sum for one in flow.between(fork, node, held))
+    return bool(held) and any(map(sums, flow.between(fork, node, held)))
 
 
 def _ungated(flow: Dataflow, join: Join, by_node: Found) -> Join:

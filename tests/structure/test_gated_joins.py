@@ -239,6 +239,13 @@ class RootMean(Normed):
         return super(Normed, self).gates(h) * self.norm(h) + self.branch(h)
 
 
+class OfBranch(Block):
+    """A gate that is made of what the branch gives, which is no point of the stream."""
+
+    def gates(self, h: Tensor) -> Tensor:
+        return torch.sigmoid(self.w[0](self.f(h)))
+
+
 class Net(nn.Module):
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
@@ -287,6 +294,7 @@ def check_laws(graph: jg.ResidualGraph, inputs: dict[str, Any], expected: Tensor
         (Orthogonal, Delta),
         (Weighed, Replaced),
         (Normed, RootMean),
+        (OfBranch, OfBranch),
     ],
 )
 @torch.no_grad()
@@ -356,6 +364,19 @@ def test_a_gate_alone_makes_no_join() -> None:
     *_, graph = traced(Fused, Apart)
     assert [join.kind for join in graph.joins] == ["identity", "identity"]
     assert [len(join.branches) for join in graph.joins] == [2, 2]
+
+
+class Again(Fused):
+    """What a gate of the stream adds of an earlier point is added to the stream."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        now = h + self.f(h)
+        return now + torch.sigmoid(self.w[0](now)) * h
+
+
+def test_a_gate_on_an_earlier_point_is_no_skip() -> None:
+    *_, graph = traced(Again, Again)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0)] * 4
 
 
 class Solved(nn.Module):
@@ -539,5 +560,28 @@ class GatedByCell(nn.Module):
 
 def test_a_branch_is_called_after_what_lies_before_a_change_of_layout() -> None:
     graph = jg.trace(GatedByCell().eval(), torch.randn(2, 5, 3), dynamic=False)
-    assert graph.joins[-1].kind == "gated"
-    assert [branch.kind for branch in graph.joins[-1].branches] == ["attn"]
+    assert [join.kind for join in graph.stream.joins] == ["gated", "gated"]
+    assert [branch.kind for join in graph.stream.joins for branch in join.branches] == ["attn", "attn"]
+
+
+@torch.no_grad()
+def test_the_first_layer_reads_the_point_that_rows_are_laid_out_from() -> None:
+    """What the branch makes of that is none of the rows, and would be held."""
+    torch.manual_seed(0)
+    net, x = GatedByCell().eval().double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    graph = jg.trace(net, x, dynamic=False)
+    assert not any(branch.region.context for join in graph.stream.joins for branch in join.branches)
+    given = subject(graph, {"x": x}, {"x": torch.randn(2, 5, 3, dtype=torch.float64)}, torch.float64)
+    assert check_values(given) >= 6
+    check_affine(given)
+    # The branch at another value is z ⊙ n of that, by the cell's own weights.
+    (join, _), h = graph.stream.joins, torch.randn(2, 5, 8, dtype=torch.float64)
+    q, k, v = net.qkv(h).chunk(3, -1)
+    cell, y = net.cells[0], ((q @ k.mT).softmax(-1) @ v).flatten(0, 1)
+    assert isinstance(cell, nn.GRUCell)
+    rows = h.flatten(0, 1)
+    r, z, n = F.linear(y, cell.weight_ih, cell.bias_ih).chunk(3, -1)
+    r2, z2, n2 = F.linear(rows, cell.weight_hh, cell.bias_hh).chunk(3, -1)
+    new = (1 - torch.sigmoid(z + z2)) * torch.tanh(n + torch.sigmoid(r + r2) * n2)
+    value = graph.run(x).through(join.branches[0].region, h)
+    assert distance(value.reshape_as(new), new) < EXACT
