@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import fx
 
@@ -130,7 +131,7 @@ def is_inside(inner: Join, outer: Join) -> bool:
 
 def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     """The sum is code of one branch alone, and no stream runs through it: its fork comes from outside of that branch,
-    or all that it adds does; or it is code of branches, and softmaxes are all that reads it.
+    or all that it adds does; or it is code of branches, and softmaxes or gates are all that reads it.
 
     So it is where each layer adds one position bias to its scores, or one made of its own input, or the scores of the
     layer before, or the first layer's values to its own, or the model's input to what it reads. A fork that another
@@ -146,16 +147,20 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     operands = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
     added = [elsewhere.get(node, node) for node in operands]
     given = any(not any(_holds(other, node) for node in added) for other in inside)
-    return (apart and not is_point(flow, join.fork, by_node)) or given or (bool(holders) and only_steers(join.node))
+    steers = bool(holders) and only_steers(join.node, SOFTMAX | _GATES)
+    return (apart and not is_point(flow, join.fork, by_node)) or given or steers
 
 
-def only_steers(node: fx.Node) -> bool:
-    """Every way from a node, through layout, factors, masks and further sums, ends at a softmax."""
+_GATES = {aten.sigmoid, aten.hardsigmoid}
+
+
+def only_steers(node: fx.Node, by: Collection[Any] = frozenset(SOFTMAX)) -> bool:
+    """Every way from a node, through layout, factors, masks and further sums, ends at one of these."""
     seen, stack = {node}, [node]
     while stack:
         for user in readers(stack.pop()):
             packet = packet_of(user)
-            if packet in SOFTMAX or user in seen:
+            if packet in by or user in seen:
                 continue
             if packet not in IDENTITY | SCALES | _MASKING:
                 return False

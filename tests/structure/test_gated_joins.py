@@ -560,7 +560,8 @@ class GatedByCell(nn.Module):
 
 def test_a_branch_is_called_after_what_lies_before_a_change_of_layout() -> None:
     graph = jg.trace(GatedByCell().eval(), torch.randn(2, 5, 3), dynamic=False)
-    assert [join.kind for join in graph.stream.joins] == ["gated", "gated"]
+    # What goes into a sigmoid, of the stream and a branch, is code of the gate.
+    assert [join.kind for join in graph.joins] == ["gated", "gated"]
     assert [branch.kind for join in graph.stream.joins for branch in join.branches] == ["attn", "attn"]
 
 
