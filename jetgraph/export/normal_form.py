@@ -46,6 +46,7 @@ def normalise(graph: fx.Graph) -> None:
     call_attention_as_models_do(graph)
     _write_constant_powers_as_ones(graph)
     _write_norms_by_running_statistics_alike(graph)
+    _write_norms_without_their_statistics(graph)
     _write_moments_apart(graph)
     write_out_steps(graph)
     _write_products_of_two(graph)
@@ -213,6 +214,29 @@ def _write_norms_by_running_statistics_alike(graph: fx.Graph) -> None:
     for node in graph.find_nodes(op="call_function", target=aten.instance_norm.default):
         if not node.args[5]:
             node.target = aten.batch_norm.default
+
+
+def _write_norms_without_their_statistics(graph: fx.Graph) -> None:
+    """Norms that give their statistics too, which nothing reads, as those that do not."""
+    for node in list(graph.nodes):
+        whole = _WITHOUT_STATISTICS.get(node.target)
+        if whole is None or any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
+            continue
+        op, places = whole
+        for first in list(node.users):
+            with graph.inserting_before(node):
+                alone = graph.call_function(op, tuple(node.args[place] for place in places if place < len(node.args)))
+            alone.meta = dict(first.meta)
+            _replace(first, alone)
+        graph.erase_node(node)
+
+
+_WITHOUT_STATISTICS: dict[Any, tuple[Any, tuple[int, ...]]] = {
+    aten.native_layer_norm.default: (aten.layer_norm.default, (0, 1, 2, 3, 4)),
+    aten.native_group_norm.default: (aten.group_norm.default, (0, 6, 1, 2, 7)),
+    aten._fused_rms_norm.default: (aten.rms_norm.default, (0, 1, 2, 3)),
+}
+"""Such norms, those that do not, and where the former have the latter's arguments."""
 
 
 def _write_moments_apart(graph: fx.Graph) -> None:

@@ -10,7 +10,7 @@ rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from jetgraph.jets.arithmetic import working_dtype
 from jetgraph.jets.registry import bind, nodes_in, readers
 from jetgraph.jets.rules.norms import rms_eps
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.images import RANK, affine_past, factored, multiplied
+from jetgraph.structure.images import RANK, affine_past, multiplied
 from jetgraph.structure.joins import flattened
 from jetgraph.structure.operators import aten, is_float_tensor, mixes, packet_of
 from jetgraph.structure.pieces import cleaned, copy_of
@@ -48,7 +48,7 @@ _CENTRED = {aten.layer_norm: True, aten.rms_norm: False, aten.group_norm: True, 
 
 
 def _on_shortcuts(flow: Dataflow, total: fx.Node) -> Iterator[fx.Node]:
-    """The norms of which a summand is a multiple, beside one that a layer makes of what they read."""
+    """The norms of which a summand is a multiple, or a norm, beside one that a layer makes of what they read."""
     if total not in flow or total.target is not aten.add.Tensor or not is_float_tensor(total):
         return
     users = readers(total)
@@ -57,35 +57,37 @@ def _on_shortcuts(flow: Dataflow, total: fx.Node) -> Iterator[fx.Node]:
     operands = [operand for operand in flattened(flow, total, ()).operands if operand in flow]
     for operand in operands:
         others = [other for other in operands if other is not operand]
-        for norm in _norms(flow, operand):
-            beside = [other for other in others if not flow.depends(other, norm)]
-            if len(beside) == len(others) and _is_beside_layer(flow, norm, beside):
-                yield norm
+        for image, norms in _normed(flow, operand):
+            if _is_beside_layer(flow, image, norms, others):
+                yield from norms
+                break
 
 
-def _norms(flow: Dataflow, operand: fx.Node) -> Iterator[fx.Node]:
-    """The norms of which an operand is a multiple by data or numbers, up to layout."""
-    stack = [operand]
-    for node in stack:
-        if packet_of(node) in _CENTRED and len(flow.carriers[node]) == 1:
-            yield node
-        stack += [parent for parent, _ in multiplied(flow, node) if parent not in stack]
+def _normed(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
+    """The values of which an operand is a multiple, up to layout, behind norms, each with these; the nearest first on
+    every way.
+    """
+    stack: list[tuple[fx.Node, tuple[fx.Node, ...]]] = [(operand, ())]
+    seen = {operand}
+    while stack:
+        node, norms = stack.pop()
+        if norms:
+            yield from ((image, norms) for image, kind in affine_past(flow, node) if RANK[kind] <= RANK["scaled"])
+        is_norm = packet_of(node) in _CENTRED and len(flow.carriers[node]) == 1
+        above = flow.carriers[node] if is_norm else [parent for parent, _ in multiplied(flow, node)]
+        stack += [(parent, (*norms, node) if is_norm else norms) for parent in above if parent not in seen]
+        seen.update(above)
 
 
-def _is_beside_layer(flow: Dataflow, norm: fx.Node, others: list[fx.Node]) -> bool:
-    """Of what a norm reads, or of what that is a multiple of, a layer makes another summand, and none is an affine
+def _is_beside_layer(flow: Dataflow, image: fx.Node, norms: Sequence[fx.Node], others: Sequence[fx.Node]) -> bool:
+    """Of what norms read a layer makes another summand, and of what they give it makes none; no summand is an affine
     image of that: it would be the skip.
     """
-    (read,) = flow.carriers[norm]
-    images = [node for node, kind in affine_past(flow, read) if RANK[kind] <= RANK["scaled"]]
-    images += [node for node, _ in factored(flow, read)]
-    layers = [
-        image
-        for image in images
-        if any(flow.depends(other, image) and any(map(mixes, flow.between(image, other))) for other in others)
-    ]
-    skips = {node for other in others for node, _ in affine_past(flow, other)} if layers else set()
-    return any(image not in skips for image in layers)
+    return (
+        not any(flow.depends(other, norm) for norm in norms for other in others)
+        and any(flow.depends(other, image) and any(map(mixes, flow.between(image, other))) for other in others)
+        and all(node is not image for other in others for node, _ in affine_past(flow, other))
+    )
 
 
 # Writing them

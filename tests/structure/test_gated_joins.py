@@ -455,6 +455,27 @@ def test_a_norm_on_a_shortcut_is_a_gated_skip_however_it_is_spelled(norm: str, d
         assert distance(sum(frozen.terms.values()), net(x)) < EXACT  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@torch.no_grad()
+def test_a_norm_on_a_shortcut_of_a_program_in_core_operators(norm: str) -> None:
+    net, x = Channels(norm, torch.float64).eval(), torch.randn(2, 6, 5, dtype=torch.float64)
+    graph = jg.trace(torch.export.export(net, (x,)).run_decompositions(), x)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("gated", 0)] * 2
+    assert distance(graph.run(x).output, net(x)) < 1e-12
+
+
+class Twice(Normed):
+    """A norm of a norm."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.norm(F.rms_norm(h, (WIDTH,))) + self.branch(h)
+
+
+def test_a_norm_of_a_norm_on_a_shortcut() -> None:
+    *_, graph = traced(Twice, Twice)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("gated", 0)] * 2
+
+
 class Shortcuts(Block):
     """Norms beside a layer that is made of none of what they read, or of what they give, or beside each other."""
 
