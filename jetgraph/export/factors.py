@@ -2,6 +2,7 @@
 
     h + a·(f − h)            → (1 − a)·h + a·f, as `lerp(h, f, a)` is written
     h − (h − f)/t            → (1 − 1/t)·h + f/t
+    h − a·h + a·f            → the same, in whatever order
     h + a·(f − b·h + c·g)    → (1 − a·b)·h + a·f + a·c·g, and so on for differences within differences
     (h + f) − h              → f, and 2·h − h + f  → h + f, and h + f(h) + f(h)  → h + 2·f(h)
     a·(b·h₀ + c·h₁) + d·h₂   → a·b·h₀ + a·c·h₁ + d·h₂
@@ -27,6 +28,8 @@ from typing import Any
 
 import torch
 from torch import fx
+
+from jetgraph.export.inner_products import inner_product
 
 aten = torch.ops.aten
 
@@ -181,10 +184,35 @@ def _over_difference(total: fx.Node) -> fx.Node | None:
         if not _same_type(base, total) or base.meta.get("shape") != total.meta["shape"]:
             continue
         of = _Of(base, sign)
-        summands = [list(of.summands(other)) for other in leaves]
-        if any(len(each) > 1 for each in summands):
-            return _write(total, base, [each for several in summands for each in several])
+        opened = [list(of.summands(other)) for other in leaves]
+        summands = [each for several in opened for each in several]
+        if len(summands) > len(leaves) or _is_weighed_against(of, summands):
+            return _write(total, base, summands)
     return None
+
+
+def _is_weighed_against(of: _Of, summands: Sequence[Multiple]) -> bool:
+    """A summand takes away a multiple of the value by data, which is added, beside what is no multiple of it, as in
+    h − a·h + a·f. A power of the value, such as h·h·h, is none, and what lies along it is told elsewhere.
+    """
+    taken = (
+        each.value is of.base
+        and prod(factor.sign for factor in each.factors) < 0 < of.sign
+        and any(isinstance(factor.value, fx.Node) for factor in each.factors)
+        and not any(_is_power(factor.value, of.base) for factor in each.factors)
+        for each in summands
+    )
+    return any(each.value is not of.base for each in summands) and any(taken)
+
+
+def _is_power(factor: Any, base: fx.Node) -> bool:
+    """A factor is the value, or a product or an inner product in which it is."""
+    found = [factor] if isinstance(factor, fx.Node) else []
+    for node in found:
+        summed = inner_product(node)
+        above = [value for value, _ in steps_of(node)] if summed is None else summed.values
+        found += [value for value in above if value not in found]
+    return base in found
 
 
 def is_add(node: fx.Node) -> bool:

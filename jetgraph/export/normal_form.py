@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from jetgraph.export.cells import write_out_steps
-from jetgraph.export.factors import distribute_over_differences, distribute_over_own_sums
+from jetgraph.export.factors import broadcast, distribute_over_differences, distribute_over_own_sums
 from jetgraph.export.masks import call_attention_as_models_do
 from jetgraph.export.projections import write_projections_beside
 from jetgraph.export.stacks import nest_stacks, write_sums_over_stacks
@@ -46,9 +46,11 @@ def normalise(graph: fx.Graph) -> None:
     call_attention_as_models_do(graph)
     _write_constant_powers_as_ones(graph)
     _write_norms_by_running_statistics_alike(graph)
+    _write_norms_without_their_statistics(graph)
     _write_moments_apart(graph)
     write_out_steps(graph)
     _write_products_of_two(graph)
+    _write_dot_products(graph)
     _write_scattered_sums_alike(graph)
     _unfuse_sums(graph)
     write_sums_over_stacks(graph)
@@ -214,6 +216,29 @@ def _write_norms_by_running_statistics_alike(graph: fx.Graph) -> None:
             node.target = aten.batch_norm.default
 
 
+def _write_norms_without_their_statistics(graph: fx.Graph) -> None:
+    """Norms that give their statistics too, which nothing reads, as those that do not."""
+    for node in list(graph.nodes):
+        whole = _WITHOUT_STATISTICS.get(node.target)
+        if whole is None or any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
+            continue
+        op, places = whole
+        for first in list(node.users):
+            with graph.inserting_before(node):
+                alone = graph.call_function(op, tuple(node.args[place] for place in places if place < len(node.args)))
+            alone.meta = dict(first.meta)
+            _replace(first, alone)
+        graph.erase_node(node)
+
+
+_WITHOUT_STATISTICS: dict[Any, tuple[Any, tuple[int, ...]]] = {
+    aten.native_layer_norm.default: (aten.layer_norm.default, (0, 1, 2, 3, 4)),
+    aten.native_group_norm.default: (aten.group_norm.default, (0, 6, 1, 2, 7)),
+    aten._fused_rms_norm.default: (aten.rms_norm.default, (0, 1, 2, 3)),
+}
+"""Such norms, those that do not, and where the former have the latter's arguments."""
+
+
 def _write_moments_apart(graph: fx.Graph) -> None:
     """var_mean and std_mean become two operators, of which one is affine and the other one can be held."""
     for node in list(graph.nodes):
@@ -267,6 +292,21 @@ def _write_products_of_two(graph: fx.Graph) -> None:
                 operands.insert(len(operands) if at_end else 0, product)
                 labels.insert(len(labels) if at_end else 0, kept)
         _replace(node, operands[0])
+
+
+def _write_dot_products(graph: fx.Graph) -> None:
+    """Dot products of real vectors as sums of products."""
+    for node in graph.find_nodes(op="call_function", target=aten.linalg_vecdot.default):
+        one, other = node.args[:2]
+        if "shape" not in node.meta or any(each.meta["dtype"].is_complex for each in (one, other)):
+            continue
+        with graph.inserting_before(node):
+            product = graph.call_function(aten.mul.Tensor, (one, other))
+            dim = node.kwargs.get("dim", -1)
+            product.meta = {**node.meta, "shape": broadcast(one.meta["shape"], other.meta["shape"])}
+            total = graph.call_function(aten.sum.dim_IntList, (product, [dim]))
+        total.meta = dict(node.meta)
+        _replace(node, total)
 
 
 def _write_scattered_sums_alike(graph: fx.Graph) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import linecache
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,12 +195,33 @@ PLAIN_WEIGHTS = (
 """What to do where quantised weights are in the way."""
 
 
-def fails_by_itself(error: Exception, model: nn.Module) -> TraceError:
-    """What to say where a model does not run on the example inputs."""
+def fails_by_itself(error: Exception, model: nn.Module, given: Mapping[str, Any]) -> TraceError:
+    """What to say where a model does not run on the example inputs, `given` by name."""
+    other = {name: said for name, value in given.items() if (said := _no_tensor(value)) is not None}
+    called = ""
+    if other:
+        names = " and ".join(f"{said} as {name!r}" for name, said in other.items())
+        called = (
+            f"It was called with {names}: jg.trace(model, x, name=y) calls model(x, name=y), so give tensors one by "
+            "one where it takes tensors. "
+        )
     return TraceError(
         f"jetgraph refuses {type(model).__name__}: {type(error).__name__}: {first_line(error)}{origin(error, model)}. "
-        "Nothing was traced yet: check that the model runs on these inputs by itself"
+        f"{called}Nothing was traced yet: check that the model runs on these inputs by itself"
     )
+
+
+def _no_tensor(value: Any) -> str | None:
+    """What an argument is that may stand where a tensor has to; None for tensors and options."""
+    if value is None or isinstance(value, Tensor | bool | int):
+        return None
+    kind = type(value).__name__
+    text = f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+    if not isinstance(value, tuple | list | Mapping):
+        return text
+    leaves = list(value.values() if isinstance(value, Mapping) else value)
+    tensors = sum(isinstance(leaf, Tensor) for leaf in leaves)
+    return f"{text} of {tensors} tensor{'s' * (tensors != 1)}" if tensors == len(leaves) else text
 
 
 def first_line(error: BaseException) -> str:

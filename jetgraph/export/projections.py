@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from jetgraph.export.factors import Factor, Writer, is_add, is_made_of, leaves_of, steps_of
+from jetgraph.export.inner_products import inner_product
 
 aten = torch.ops.aten
 
@@ -142,12 +143,9 @@ def _factors(node: fx.Node) -> Iterator[Factor]:
 
 def _contracted(value: object) -> list[fx.Node]:
     """The factors of the product whose sum over a dimension, which is kept, a value is."""
-    if not isinstance(value, fx.Node) or value.target is not aten.sum.dim_IntList or len(value.args) < 3:
-        return []
-    product = value.args[0]
-    if not value.args[2] or not isinstance(product, fx.Node) or product.target is not aten.mul.Tensor:
-        return []
-    return [factor.value for factor in _factors(product) if isinstance(factor.value, fx.Node) and not factor.divides]
+    found = inner_product(value) if isinstance(value, fx.Node) else None
+    factors = (factor for one in found.values for factor in _factors(one)) if found else ()
+    return [factor.value for factor in factors if isinstance(factor.value, fx.Node) and not factor.divides]
 
 
 # Writing

@@ -30,6 +30,7 @@ from jetgraph.structure.histories import side_by_side_in_lists
 from jetgraph.structure.joins import find_joins, with_depth, within_map
 from jetgraph.structure.labels import label
 from jetgraph.structure.regions import Join, Stream, Structure
+from jetgraph.structure.shortcuts import with_norms_written_out
 from jetgraph.structure.streams import Way, find_streams, find_ways
 from jetgraph.tracing.traced import Traced
 
@@ -58,6 +59,9 @@ def analyse(traced: Traced) -> Structure:
         raise TraceError(
             f"the output {traced.output_name!r} does not depend on the model's inputs through differentiable operators"
         )
+    written = with_norms_written_out(flow)
+    if written is not None:
+        traced, flow = written, dataflow(written)
     listed = side_by_side_in_lists(flow)
     if listed is not None:
         traced, flow = listed, dataflow(listed)

@@ -129,7 +129,7 @@ def gated_history(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, t
         gates = tuple(factor for factor in held if flow.depends(factor, node))
         if gates and is_float_tensor(node):
             yield node, gates
-        for parent, factors in _multiplied(flow, node):
+        for parent, factors in multiplied(flow, node):
             if parent not in seen:
                 seen.add(parent)
                 stack.append((parent, (*held, *factors)))
@@ -149,10 +149,10 @@ def factored(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, tuple[
         node, held = stack.pop()
         if held and is_float_tensor(node):
             yield node, held
-        stack += ((parent, (*held, *factors)) for parent, factors in _multiplied(flow, node))
+        stack += ((parent, (*held, *factors)) for parent, factors in multiplied(flow, node))
 
 
-def _multiplied(flow: Dataflow, node: fx.Node) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
+def multiplied(flow: Dataflow, node: fx.Node) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
     """The values of which an operator makes a multiple, up to layout, each with the others that it reads as factors."""
     carriers = flow.carriers[node]
     if len(flow.parents[node]) > len(carriers):
@@ -185,7 +185,7 @@ def held_image(flow: Dataflow, node: fx.Node, of: Collection[fx.Node]) -> tuple[
             return None
         if packet_of(node) not in _JOINING:
             ways = (
-                (*found, *factors) for parent, factors in _multiplied(flow, node) if (found := held(parent)) is not None
+                (*found, *factors) for parent, factors in multiplied(flow, node) if (found := held(parent)) is not None
             )
             first = next(ways, None)
             return None if first is None else tuple(dict.fromkeys(first))

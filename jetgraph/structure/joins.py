@@ -11,16 +11,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
+from jetgraph.export.inner_products import sums
 from jetgraph.jets.registry import bind, is_affine, nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.dimensions import follow
 from jetgraph.structure.images import (
     affine_history,
     affine_past,
+    factored,
     fills,
     gated_history,
     held_image,
@@ -128,7 +131,7 @@ def is_inside(inner: Join, outer: Join) -> bool:
 
 def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     """The sum is code of one branch alone, and no stream runs through it: its fork comes from outside of that branch,
-    or all that it adds does; or it is code of branches, and softmaxes are all that reads it.
+    or all that it adds does; or it is code of branches, and softmaxes or gates are all that reads it.
 
     So it is where each layer adds one position bias to its scores, or one made of its own input, or the scores of the
     layer before, or the first layer's values to its own, or the model's input to what it reads. A fork that another
@@ -144,16 +147,20 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     operands = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
     added = [elsewhere.get(node, node) for node in operands]
     given = any(not any(_holds(other, node) for node in added) for other in inside)
-    return (apart and not is_point(flow, join.fork, by_node)) or given or (bool(holders) and only_steers(join.node))
+    steers = bool(holders) and only_steers(join.node, SOFTMAX | _GATES)
+    return (apart and not is_point(flow, join.fork, by_node)) or given or steers
 
 
-def only_steers(node: fx.Node) -> bool:
-    """Every way from a node, through layout, factors, masks and further sums, ends at a softmax."""
+_GATES = {aten.sigmoid, aten.hardsigmoid}
+
+
+def only_steers(node: fx.Node, by: Collection[Any] = frozenset(SOFTMAX)) -> bool:
+    """Every way from a node, through layout, factors, masks and further sums, ends at one of these."""
     seen, stack = {node}, [node]
     while stack:
         for user in readers(stack.pop()):
             packet = packet_of(user)
-            if packet in SOFTMAX or user in seen:
+            if packet in by or user in seen:
                 continue
             if packet not in IDENTITY | SCALES | _MASKING:
                 return False
@@ -239,12 +246,14 @@ def _unheld(join: Join, by_node: Found) -> Found:
 
 
 def _is_part_of(flow: Dataflow, inner: Join, join: Join, moved: Join, by_node: Found) -> bool:
-    """A sum below another one is no join of its own: it has the same fork, or is a sum of points alone, without a
-    branch, or of some of those that the other one sums, or its branches are made of the fork of the other one, which
-    adds an earlier point to them, or weighs points of the stream alone.
+    """A sum below another one is no join of its own: it has the same fork, or one that a map makes of that, such as its
+    norm; or is a sum of points alone, without a branch, or of some of those that the other one sums, or its branches
+    are made of the fork of the other one, which adds an earlier point to them, or weighs points of the stream alone.
     """
     if inner.fork is join.fork:
         return moved is not join or not is_beside(flow, join, by_node)
+    if flow.carries(join.fork, inner.fork) and not any(map(mixes, flow.between(join.fork, inner.fork))):
+        return True
     across = all(flow.carries(join.fork, branch.node) for branch in inner.branches) and join.kind == "identity"
     weighed = join.kind == "gated" and all(branch.kind == "skip" for branch in join.branches)
     return (
@@ -297,8 +306,10 @@ def _joined(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     chosen = [join for join in candidates if not any(is_earlier(flow, join, other, by_node) for other in candidates)]
     if chosen:
         join = latest(flow, max(chosen, key=lambda join: preference(flow, join)), by_node)
-        return _whole(flow, _ungated(flow, join, by_node), by_node)
-    return None if total.concat or again else _gated(flow, total, flowing, by_node)
+        gated = None if total.concat or again else _gated_before(flow, total, join, flowing, by_node)
+        return gated or _whole(flow, _ungated(flow, join, by_node), by_node)
+    gated = None if total.concat or again else _gated(flow, total, flowing, by_node)
+    return gated and _whole(flow, gated, by_node)
 
 
 def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
@@ -348,6 +359,8 @@ def _whole(flow: Dataflow, join: Join, by_node: Found) -> Join:
         return join
     total = Sum(join.node, join.operands, join.adds)
     regions = [flow.region(point, branch.node) for branch in join.branches]
+    if join.kind == "gated":
+        return _gated_over(flow, total, point, join.skip.exit, join.skip.held, regions)
     return _over(total, widest(kind, join.kind), flow.region(point, join.skip.exit), point, regions)
 
 
@@ -429,6 +442,26 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Foun
     return best
 
 
+def _gated_before(flow: Dataflow, total: Sum, join: Join, flowing: Sequence[fx.Node], by_node: Found) -> Join | None:
+    """The join whose gated skip another one takes for the branch, where that forks from what a layer adds: in
+    (1 − g(f(h))) h + f(h) the gate is made of f(h), which is no point of a stream.
+    """
+    if len(join.branches) != 1 or join.fork in by_node or not _is_multiple_beside(flow, join):
+        return None
+    gated = _gated(flow, total, flowing, by_node)
+    if gated is None or gated.skip is None or gated.skip.exit is not join.branches[0].node:
+        return None
+    after = (end for end in by_node if end is not gated.fork and flow.depends(end, gated.fork))
+    ahead = gated.fork is not join.fork and flow.depends(join.fork, gated.fork)
+    return _whole(flow, gated, by_node) if ahead and not any(flow.depends(join.fork, end) for end in after) else None
+
+
+def _is_multiple_beside(flow: Dataflow, join: Join) -> bool:
+    """The branch is a multiple, by a factor made of the fork, of what is not made of that."""
+    (branch,) = join.branches
+    return any(not flow.depends(node, join.fork) for node, _ in factored(flow, branch.node))
+
+
 def _is_piece(flow: Dataflow, fork: fx.Node, skip: fx.Node, held: tuple[fx.Node, ...]) -> bool:
     """With these factors held, the skip is made of some indices of the fork's positions or features alone.
 
@@ -482,7 +515,7 @@ def _is_along(flow: Dataflow, node: fx.Node, fork: fx.Node) -> bool:
     """A value is a sum over places or features of a fork with factors, put back along a direction: affine in the fork
     with these held."""
     held = held_image(flow, node, (fork,))
-    return bool(held) and any(packet_of(one) is aten.sum for one in flow.between(fork, node, held))
+    return bool(held) and any(map(sums, flow.between(fork, node, held)))
 
 
 def _ungated(flow: Dataflow, join: Join, by_node: Found) -> Join:

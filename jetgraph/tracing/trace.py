@@ -366,7 +366,9 @@ class _Example:
         except JetGraphError:
             raise
         except Exception as error:  # whatever the model raises
-            raise fails_by_itself(error, self.model) from error
+            names = (*positional_names(self.model), *map(str, range(len(self.args))))
+            given = dict(zip(names, self.args, strict=False)) | dict(self.kwargs)
+            raise fails_by_itself(error, self.model, given) from error
         if taken and not self.way.derived:
             said = f"{type(self.model).__name__} takes derivatives"
             raise TraceError(f"jetgraph refuses {said}") from NotImplementedError(said)

@@ -41,6 +41,9 @@ SPELLINGS: dict[str, tuple[Callable[[Block, Tensor], Tensor], Callable[[Block, T
     "number": (lambda b, h: h + 0.3 * (b.f(h) - h), lambda b, h: (0.7, [0.3])),
     "taken": (lambda b, h: h - (h - b.f(h)) / (1 + b.a), lambda b, h: (1 - 1 / (1 + b.a), [1 / (1 + b.a)])),
     "made": (lambda b, h: h + b.t(h) * (b.f(h) - h), lambda b, h: (1 - b.t(h), [b.t(h)])),
+    "apart": (lambda b, h: h - b.t(h) * h + b.t(h) * b.f(h), lambda b, h: (1 - b.t(h), [b.t(h)])),
+    "last": (lambda b, h: b.f(h) * b.t(h) + (h - h * b.t(h)), lambda b, h: (1 - b.t(h), [b.t(h)])),
+    "apart by a weight": (lambda b, h: -b.a * h + h + b.a * b.f(h), lambda b, h: (1 - b.a, [b.a])),
     "scaled": (lambda b, h: b.b * h + (b.f(h) - 0.5 * h) * b.a, lambda b, h: (b.b - b.a / 2, [b.a])),
     "nested": (
         lambda b, h: h + b.a * (b.f(h) + b.b * (b.g(h) - h)),
@@ -75,7 +78,7 @@ def test_a_difference_times_a_factor_is_an_interpolation(name: str) -> None:
     net = Net(spelling).eval().double()
     inputs: dict[str, Any] = {"x": torch.randint(0, 9, (2, 4))}
     graph = jg.trace(net, **inputs, dynamic=False)
-    kind = "gated" if name in ("made", "gate within") else "scaled"
+    kind = "gated" if name in ("made", "apart", "last", "gate within") else "scaled"
     assert [(join.kind, join.depth) for join in graph.joins] == [(kind, 0)] * 2
     given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, 4))}, torch.float64)
     assert check_values(given) >= 9
@@ -111,11 +114,28 @@ def normalised_difference(block: Block, h: Tensor) -> Tensor:
     return h + block.a * (block.f(n) - n)
 
 
+def gate_alone(block: Block, h: Tensor) -> Tensor:
+    """Nothing is put in the place of what is taken away."""
+    return h - block.t(h) * h
+
+
+def power(block: Block, h: Tensor) -> Tensor:
+    return h - h * h * h + block.f(h)
+
+
+def both_added(block: Block, h: Tensor) -> Tensor:
+    """What a gate adds to the stream is a branch."""
+    return h + block.t(h) * h + block.f(h)
+
+
 @pytest.mark.parametrize(
     ("spelling", "kinds"),
     [
         (mixture_of_points, ["identity", "scaled"]),
         (normalised_difference, ["identity"]),
+        (gate_alone, ["identity"]),
+        (power, ["identity"]),
+        (both_added, ["identity"]),
     ],
 )
 def test_other_sums_stay_as_they_are(spelling: Callable[[Block, Tensor], Tensor], kinds: list[str]) -> None:

@@ -202,6 +202,50 @@ class Replaced(Delta):
         return self.w[1](h).sum(1, keepdim=True)
 
 
+class Normed(Block):
+    """A norm as one operator on the shortcut: its deviation is held, its bias is added from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = self.made()
+        self.norm.weight.data += 0.3 * torch.rand(WIDTH)
+
+    def made(self) -> nn.LayerNorm | nn.RMSNorm:
+        return nn.LayerNorm(WIDTH, bias=False)
+
+    def gates(self, h: Tensor) -> Tensor:
+        return (h.var(-1, keepdim=True, unbiased=False) + 1e-5).rsqrt()
+
+    def skip(self, gates: Tensor, h: Tensor) -> Tensor:
+        return (h - h.mean(-1, keepdim=True)) * gates * self.norm.weight
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.norm(h) + self.branch(h)
+
+
+class RootMean(Normed):
+    """The same without means, behind a gate."""
+
+    def made(self) -> nn.LayerNorm | nn.RMSNorm:
+        return nn.RMSNorm(WIDTH, eps=1e-3)
+
+    def gates(self, h: Tensor) -> Tensor:
+        return super(Normed, self).gates(h) * ((h * h).mean(-1, keepdim=True) + 1e-3).rsqrt()
+
+    def skip(self, gates: Tensor, h: Tensor) -> Tensor:
+        return h * gates * self.norm.weight
+
+    def forward(self, h: Tensor) -> Tensor:
+        return super(Normed, self).gates(h) * self.norm(h) + self.branch(h)
+
+
+class OfBranch(Block):
+    """A gate that is made of what the branch gives, which is no point of the stream."""
+
+    def gates(self, h: Tensor) -> Tensor:
+        return torch.sigmoid(self.w[0](self.f(h)))
+
+
 class Net(nn.Module):
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
@@ -243,7 +287,15 @@ def check_laws(graph: jg.ResidualGraph, inputs: dict[str, Any], expected: Tensor
 
 @pytest.mark.parametrize(
     "blocks",
-    [(Block, Highway), (Recurrent, Squeezed), (Mixed, Hyper), (Orthogonal, Delta), (Weighed, Replaced)],
+    [
+        (Block, Highway),
+        (Recurrent, Squeezed),
+        (Mixed, Hyper),
+        (Orthogonal, Delta),
+        (Weighed, Replaced),
+        (Normed, RootMean),
+        (OfBranch, OfBranch),
+    ],
 )
 @torch.no_grad()
 def test_terms_pass_gated_skips_with_the_gates_of_the_stream(blocks: tuple[type[Block], ...]) -> None:
@@ -314,6 +366,19 @@ def test_a_gate_alone_makes_no_join() -> None:
     assert [len(join.branches) for join in graph.joins] == [2, 2]
 
 
+class Again(Fused):
+    """What a gate of the stream adds of an earlier point is added to the stream."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        now = h + self.f(h)
+        return now + torch.sigmoid(self.w[0](now)) * h
+
+
+def test_a_gate_on_an_earlier_point_is_no_skip() -> None:
+    *_, graph = traced(Again, Again)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0)] * 4
+
+
 class Solved(nn.Module):
     """Attention by a delta rule, a row of whose triangular matrix is corrected by the rows above: a row has as many
     numbers as the norm of the keys, or as the keys, where its index happens to be the length, or that times the width.
@@ -341,6 +406,99 @@ def test_a_piece_of_a_value_is_no_gated_skip(rows: int, row: int) -> None:
     """Though it has as many numbers, or others."""
     graph = jg.trace(Solved(rows, row).eval(), torch.randn(2, 5, WIDTH), dynamic="batch")
     assert [join.kind for join in graph.joins] == ["identity"]
+
+
+class Channels(nn.Module):
+    """A norm over groups, or channels, or numbers of each position, beside a convolution."""
+
+    def __init__(self, norm: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.start, self.end = nn.Conv1d(6, 6, 1), nn.Conv1d(6, 6, 1)
+        self.convs = nn.ModuleList(nn.Conv1d(6, 6, 3, padding=1) for _ in range(2))
+        self.which = norm
+        self.weight, self.bias = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
+        self.to(dtype)
+
+    def norm(self, h: Tensor) -> Tensor:
+        if self.which == "group":
+            return F.group_norm(h, 3, self.weight, self.bias)
+        if self.which == "instance":
+            return F.instance_norm(h, weight=self.weight, bias=self.bias)
+        return F.layer_norm(h.mT, (6,), self.weight, self.bias).mT
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.start(x)
+        for conv in self.convs:
+            h = self.norm(h) + conv(torch.tanh(h))
+        return self.end(h)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["group", "instance", "layer"])
+@torch.no_grad()
+def test_a_norm_on_a_shortcut_is_a_gated_skip_however_it_is_spelled(norm: str, dtype: torch.dtype) -> None:
+    net, x = Channels(norm, dtype).eval(), torch.randn(2, 6, 5, dtype=dtype)
+    graph = jg.trace(net, x)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("gated", 0)] * 2
+    forward = graph.run(x)
+    close = 1e-12 if dtype is torch.float64 else 0.02
+    assert distance(forward.output, net(x)) < close
+    # The skip of another value has the deviation of the stream: it is affine in that.
+    skip, h = graph.joins[1].skip, forward.point(1)
+    assert skip is not None
+    zero, one, two = (forward.through(skip, times * h) for times in range(3))
+    assert distance(two - one, one - zero) < close
+    whole = forward.through(graph.joins[1].branches[0].region, h) + one
+    assert distance(whole, forward.point(2)) < close or graph.joins[1].injections
+    if dtype is torch.float64:
+        frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(x)
+        assert distance(sum(frozen.terms.values()), net(x)) < EXACT  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@torch.no_grad()
+def test_a_norm_on_a_shortcut_of_a_program_in_core_operators(norm: str) -> None:
+    net, x = Channels(norm, torch.float64).eval(), torch.randn(2, 6, 5, dtype=torch.float64)
+    graph = jg.trace(torch.export.export(net, (x,)).run_decompositions(), x)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("gated", 0)] * 2
+    assert distance(graph.run(x).output, net(x)) < 1e-12
+
+
+class Twice(Normed):
+    """A norm of a norm."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.norm(F.rms_norm(h, (WIDTH,))) + self.branch(h)
+
+
+def test_a_norm_of_a_norm_on_a_shortcut() -> None:
+    *_, graph = traced(Twice, Twice)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("gated", 0)] * 2
+
+
+class Shortcuts(Block):
+    """Norms beside a layer that is made of none of what they read, or of what they give, or beside each other."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.norm, self.other = way, nn.LayerNorm(WIDTH), nn.RMSNorm(WIDTH)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.way == "after":
+            return h + self.norm(self.f(h))
+        if self.way == "point":
+            n = self.norm(h)
+            return n + self.f(n)
+        return h + self.f(self.norm(h) + self.other(h))
+
+
+@pytest.mark.parametrize("way", ["after", "point", "both"])
+def test_other_norms_stay_whole(way: str) -> None:
+    net = Net(Shortcuts(way), Shortcuts(way)).eval()
+    graph = jg.trace(net, torch.randint(0, 9, (2, 4)))
+    assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0)] * 2
+    operators = [str(node.target) for node in graph.structure.traced.graph.nodes]
+    assert not any("rsqrt" in name for name in operators)
 
 
 # No skip
@@ -423,5 +581,29 @@ class GatedByCell(nn.Module):
 
 def test_a_branch_is_called_after_what_lies_before_a_change_of_layout() -> None:
     graph = jg.trace(GatedByCell().eval(), torch.randn(2, 5, 3), dynamic=False)
-    assert graph.joins[-1].kind == "gated"
-    assert [branch.kind for branch in graph.joins[-1].branches] == ["attn"]
+    # What goes into a sigmoid, of the stream and a branch, is code of the gate.
+    assert [join.kind for join in graph.joins] == ["gated", "gated"]
+    assert [branch.kind for join in graph.stream.joins for branch in join.branches] == ["attn", "attn"]
+
+
+@torch.no_grad()
+def test_the_first_layer_reads_the_point_that_rows_are_laid_out_from() -> None:
+    """What the branch makes of that is none of the rows, and would be held."""
+    torch.manual_seed(0)
+    net, x = GatedByCell().eval().double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    graph = jg.trace(net, x, dynamic=False)
+    assert not any(branch.region.context for join in graph.stream.joins for branch in join.branches)
+    given = subject(graph, {"x": x}, {"x": torch.randn(2, 5, 3, dtype=torch.float64)}, torch.float64)
+    assert check_values(given) >= 6
+    check_affine(given)
+    # The branch at another value is z ⊙ n of that, by the cell's own weights.
+    (join, _), h = graph.stream.joins, torch.randn(2, 5, 8, dtype=torch.float64)
+    q, k, v = net.qkv(h).chunk(3, -1)
+    cell, y = net.cells[0], ((q @ k.mT).softmax(-1) @ v).flatten(0, 1)
+    assert isinstance(cell, nn.GRUCell)
+    rows = h.flatten(0, 1)
+    r, z, n = F.linear(y, cell.weight_ih, cell.bias_ih).chunk(3, -1)
+    r2, z2, n2 = F.linear(rows, cell.weight_hh, cell.bias_hh).chunk(3, -1)
+    new = (1 - torch.sigmoid(z + z2)) * torch.tanh(n + torch.sigmoid(r + r2) * n2)
+    value = graph.run(x).through(join.branches[0].region, h)
+    assert distance(value.reshape_as(new), new) < EXACT

@@ -252,6 +252,25 @@ def padded(net: Net, x: Tensor) -> Tensor:
     return net.head(net.norm(h))
 
 
+def adapted(net: Net, x: Tensor) -> Tensor:
+    """An affine adapter beside a block, and the norm that both read, in brackets of their own."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        n = net.norm(h)
+        h = h + (block(n) + net.up(net.side(n)))
+    n = net.norm(h)
+    return net.head(h + (n + net.blocks[2](n)))
+
+
+def in_a_branch(net: Net, x: Tensor) -> Tensor:
+    """A branch that projects the stream, and has a join of its own there, is one, whatever brackets that stands in."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        a = net.up(net.side(h))
+        h = h + (a + block(a))
+    return net.head(net.norm(h))
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] = {
     chosen: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     coupled: ([("gated", "halves.0"), ("gated", "halves.1")], 0),
@@ -278,6 +297,8 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     ),
     oscillating: ([*[("projection", "adapter")] * 3, ("projection", "")], 0),
     padded: ([("identity", "blocks.0")], 1),
+    adapted: ([("identity", name) for name in ("blocks.0", "side", "blocks.1", "side", "L2.mix", "blocks.2")], 0),
+    in_a_branch: ([("identity", ""), ("identity", "")], 2),
 }
 """By net, the joins of its stream with what their branches are named after, and how many others are nested in them."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -60,6 +62,32 @@ def test_what_export_refuses() -> None:
 def test_a_model_that_fails_by_itself() -> None:
     with pytest.raises(jg.TraceError, match=r"refuses Linear: .*runs on these inputs by itself"):
         jg.trace(nn.Linear(3, 3).eval(), X)
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ((X,), "a tuple of 1 tensor"),
+        ([X, X], "a list of 2 tensors"),
+        ({"input": X}, "a dict of 1 tensor"),
+        ([[1.0, 2.0]], "a list"),
+        (X.numpy(), "a ndarray"),
+        ("text", "a str"),
+    ],
+)
+def test_what_is_no_tensor_is_named_where_a_model_fails_on_it(given: Any, seen: str) -> None:
+    with pytest.raises(jg.TraceError, match=rf"called with {seen} as 'input': .*give tensors one by one"):
+        jg.trace(nn.Linear(3, 3).eval(), given)
+    with pytest.raises(jg.TraceError, match=rf"called with {seen} as 'input': "):
+        jg.trace(nn.Linear(3, 3).eval(), input=given)
+
+
+def test_a_model_that_takes_a_tuple_is_given_one() -> None:
+    class Pair(nn.Module):
+        def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+            return pair[0] * pair[1]
+
+    assert not jg.trace(Pair().eval(), (X, X)).joins
 
 
 def test_a_random_model_is_refused() -> None:
