@@ -20,7 +20,7 @@ from typing import Any
 from torch import fx
 
 from jetgraph.jets.registry import adds_constant, bind, is_affine, nodes_in, values_read
-from jetgraph.structure.dimensions import Dimensions, follow, leaves
+from jetgraph.structure.dimensions import Dimensions, follow_stretches, leaves
 from jetgraph.structure.operators import IDENTITY, NORMS, aten, packet_of
 
 SMALL = 1e-3
@@ -89,22 +89,32 @@ def scaling(entry: fx.Node, nodes: Sequence[fx.Node]) -> Scaling | None:
     """How the entry may be scaled without any effect on the last node; None where it may not.
 
     Norms that normalise different images of the entry, or one with and one without its mean, have no coordinates in
-    common: lengths are then those of the entry itself.
+    common: lengths are then those of the entry itself. So they are where norms read stretches of it, as of two streams
+    that lie one after the other.
     """
     degrees = _Degrees(entry, nodes)
     if not nodes or degrees.of(nodes[-1]) != 0:
         return None
     scaled = [node for node in nodes if any(map(degrees.scales, node.all_input_nodes))]
-    layouts = follow(entry, scaled)
-    mixed = {factor for node in scaled if (layout := layouts.get(node)) is not None for factor in leaves(layout.mixed)}
+    layouts = follow_stretches(entry, scaled)
+    mixed = {
+        leaf
+        for node in scaled
+        if (layout := layouts.get(node)) is not None
+        for factor in leaves(layout.mixed)
+        for root in factor.roots()
+        for leaf in root.leaves()
+    }
     rank = len(entry.meta["shape"])
     own = [layouts.start.at(dim) for dim in range(rank)]
     free = tuple(dim for dim in range(rank) if own[dim] and not mixed.intersection(own[dim]))
     known = degrees.coordinates()
     image, centred = known or (entry, False)
     places = _places(layouts, image, [own[dim] for dim in free])
-    if places is None:
-        image, centred, places = entry, False, free
+    if known is None or places is None:
+        # Stretches of the entry, each of which a norm of one kind reads.
+        centred = degrees.coordinates(free) == (entry, True)
+        image, places = entry, free
     inner = _leading(image, entry, nodes)
     inside = {entry, *inner}
     side = dict.fromkeys(arg for node in inner for arg in node.all_input_nodes if arg not in inside)
@@ -172,10 +182,18 @@ class _Degrees:
         """The value changes where the entry is scaled."""
         return node in self._found and self._found[node] != 0
 
-    def coordinates(self) -> tuple[fx.Node, bool] | None:
-        """What is normalised first, and whether without its mean; None where that is no one thing."""
-        images = set(self._normalised)
+    def coordinates(self, free: Sequence[int] = ()) -> tuple[fx.Node, bool] | None:
+        """What is normalised first, and whether without its mean; None where that is no one thing. Stretches along free
+        dimensions count as the whole.
+        """
+        images = {seen and (self._whole(seen[0], free), seen[1]) for seen in self._normalised}
         return images.pop() if len(images) == 1 else None
+
+    def _whole(self, node: fx.Node, free: Sequence[int]) -> fx.Node:
+        rank = len(node.meta["shape"])
+        while packet_of(node) is aten.slice and bind(node.target, node.args, node.kwargs).get("dim", 0) % rank in free:  # type: ignore[arg-type]
+            node = self._unmoved(node.all_input_nodes[0])
+        return node
 
     def affine_after(self, nodes: Iterable[fx.Node]) -> bool:
         """What is made of values of degree 0 alone is affine in them."""
