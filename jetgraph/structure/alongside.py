@@ -301,7 +301,7 @@ def _all_walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
 
 
 def _is_one(walk: _Walk) -> bool:
-    """Each step makes one value alone, which goes on from the one that the step before made and takes its place: a plain
+    """Each step makes one value, which goes on from the one that the step before made and takes its place: a plain
     stream, beside what is given to its layers.
     """
     adding = [number for number, step in enumerate(walk.steps) if any(each.branches for each in step.nexts)]
