@@ -66,6 +66,26 @@ BRANCHES: dict[str, tuple[Callable[[Tensor, nn.Linear], Tensor], tuple[int, ...]
         False,
     ),
     "stretches in another order": (lambda x, w: w(_rms(torch.cat([x[:, 1:], x[:, :1]], 1))), (-3, -2), False),
+    "beside constants": (
+        lambda x, w: w(F.layer_norm(torch.cat([x, w.weight.expand(2, 6, 6)], 1), [WIDTH]).softmax(1)[:, :4]).tanh(),
+        (-3, -2),
+        True,
+    ),
+    "beside constants and normed with them": (
+        lambda x, w: w(F.layer_norm(torch.cat([x, w.weight.expand(2, 6, 6)], 1), [10, WIDTH])[:, :4]),
+        None,
+        False,
+    ),
+    "beside constants by features": (
+        lambda x, w: w(F.rms_norm(torch.cat([x, w.weight[:4].expand(2, 4, 6)], -1), [2 * WIDTH])[..., 3:9]),
+        None,
+        False,
+    ),
+    "beside constants without a norm": (
+        lambda x, w: w(torch.cat([x, w.weight.expand(2, 6, 6)], 1).relu()[:, :4]),
+        None,
+        False,
+    ),
     "stretches added up": (lambda x, w: w(_rms(x[:, :2] + x[:, 2:]).repeat(1, 2, 1)), (-3,), False),
     "one beside all": (lambda x, w: w(_rms(x + x[:, :1])), (-3,), False),
     "a stretch beside all": (lambda x, w: w(_rms(x + torch.cat([x[:, :2], x[:, :2]], 1))), (-3,), False),
