@@ -103,16 +103,18 @@ def _multiplied(value: fx.Node, steps: Sequence[_Step]) -> fx.Node:
 def _is_own(node: fx.Node, total: fx.Node, steps: Sequence[_Step]) -> bool:
     leaves = list(leaves_of(total))
     # Without its mean a value is centred, as norms do it, and no sum of two.
-    if not all(_is_full(leaf, total) for leaf in leaves) or not _leads_to(total, node):
+    if not all(_is_full(leaf, total) for leaf in leaves):
         return False
     factors = [arg for step, place in steps for at, arg in enumerate(step.args) if at != place]
-    return any(
+    own = any(
         len(leaf.users) > 1
         and any(is_made_of(factor, leaf, past=total) for factor in factors)
         and all(other is leaf or is_made_of(other, leaf) for other in leaves)
         and not _is_weighed_with(node, leaf)
         for leaf in leaves
     )
+    # What is dear is asked last: a stream leads to the end.
+    return own and _leads_to(total, node)
 
 
 def _leads_to(total: fx.Node, node: fx.Node) -> bool:

@@ -130,6 +130,15 @@ def projected(net: Net, x: Tensor) -> Tensor:
     return net.head(net.norm(h))
 
 
+def gated_projections(net: Net, x: Tensor) -> Tensor:
+    """A gate of what is projected is made of the point that it is projected from."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        z = net.adapter(torch.cat([h, h], -1))
+        h = z + block(torch.sigmoid(net.gate(h)) * z)
+    return net.head(net.norm(h))
+
+
 def recalled(net: Net, x: Tensor) -> Tensor:
     """Each layer reads a share of the start beside the stream, of which an activation follows."""
     h = start = net.stem(x)
@@ -289,6 +298,7 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     ladder: ([("identity", "blocks.0"), ("identity", "unit"), ("identity", "blocks.1"), ("identity", "unit")], 0),
     pooled: ([("projection", "blocks.0"), ("projection", "blocks.1")], 0),
     projected: ([("projection", "blocks.0"), ("projection", "blocks.1")], 0),
+    gated_projections: ([("projection", "blocks.0"), ("projection", "blocks.1")], 0),
     recalled: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     among_neighbours: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 1),
     experts: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
@@ -325,7 +335,7 @@ def test_joins(run: Callable[[Net, Tensor], Tensor]) -> None:
     assert run is not experts or not graph.stream.joins[0].injections
     # Keys and values are made of the fork, and held as no context.
     held = [node for join in graph.stream.joins for branch in join.branches for node in branch.region.context]
-    assert run not in (pooled, projected) or not held, held
+    assert run not in (pooled, projected, gated_projections) or not held, held
     given = subject(graph, inputs, {"x": torch.randn(2, 5, 3, dtype=torch.float64)}, torch.float64)
     assert check_values(given) >= 3 * len(joins)
     check_affine(given)
