@@ -6,14 +6,15 @@
     h + a·(f − b·h + c·g)    → (1 − a·b)·h + a·f + a·c·g, and so on for differences within differences
     (h + f) − h              → f, and 2·h − h + f  → h + f, and h + f(h) + f(h)  → h + 2·f(h)
     a·(b·h₀ + c·h₁) + d·h₂   → a·b·h₀ + a·c·h₁ + d·h₂
-    g(h)·(h + f(h))          → g(h)·h + g(h)·f(h)
+    g(h)·(h + f(h))          → g(h)·h + g(h)·f(h), and so where g is made of the sum too, or a mask
 
 A factor is a number or a tensor, learned or made of the stream. It is distributed where what it multiplies takes away
 what the whole adds: such a sum is a difference from the stream and no point of it, unlike h + f(h) in
 w·h + v·(h + f(h)), and unlike one that is read more than once. It is distributed too where what it multiplies
 weighs values that are read elsewhere, as a running mean of layers does, and where it is made of the same value as the
-sum that it multiplies, and not of that, and the product is no summand: from the sum alone no way leads on then, as in
-an autoregressive flow. Values stay as they are up to rounding.
+sum that it multiplies, which nothing else reads, and the product is not weighed with that value: from the sum alone no
+way leads on then, as in an autoregressive flow, or where a step is cut to a share of the length before. Values stay as
+they are up to rounding.
 """
 
 from __future__ import annotations
@@ -46,36 +47,100 @@ def distribute_over_differences(graph: fx.Graph) -> None:
 
 
 def distribute_over_own_sums(graph: fx.Graph) -> None:
-    """Rewrite g(h)·(h + f(h)) in place, with g made of h and not of the sum, which nothing else reads."""
+    """Rewrite g(h)·(h + f(h)) in place, with g made of h, and maybe of the sum too, which nothing else reads."""
     for node in list(graph.nodes):
-        found = next(((total, factor) for total, factor in steps_of(node) if _is_own(node, total, factor)), None)
+        found = next((found for found in _products(node) if _is_own(node, *found)), None)
         if found is None:
             continue
-        total, factor = found
+        total, steps = found
         write = Writer(node)
         with graph.inserting_before(node):
-            result = reduce(write.sum, [write.multiple(Multiple(leaf, (factor,))) for leaf in leaves_of(total)])
+            result = reduce(write.sum, [_multiplied(leaf, steps) for leaf in leaves_of(total)])
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     graph.eliminate_dead_code()
 
 
-def _is_own(node: fx.Node, total: fx.Node, factor: Factor) -> bool:
-    # In w·h + v·(h + f(h)) the sum is a point that is weighed with another one.
-    if any(map(is_add, node.users)):
-        return False
-    if not (isinstance(factor.value, fx.Node) and is_add(total) and len(total.users) == 1 and _is_full(total, node)):
-        return False
+_Step = tuple[fx.Node, int]
+"""A product of a value, and which of its arguments that is."""
+
+
+def _products(node: fx.Node) -> Iterator[tuple[fx.Node, tuple[_Step, ...]]]:
+    """The sums of which a node is a multiple, with the products on the way, the innermost first."""
+    for place in _places_of_value(node):
+        value = node.args[place]
+        if not isinstance(value, fx.Node) or not _same_type(value, node) or not _is_full(value, node):
+            continue
+        if is_add(value):
+            yield value, ((node, place),)
+        elif len(value.users) == 1:
+            yield from ((total, (*steps, (node, place))) for total, steps in _products(value))
+
+
+def _places_of_value(node: fx.Node) -> tuple[int, ...]:
+    """The arguments in which a node is linear: a factor of a product, what is divided, what is left where a mask is."""
+    if node.kwargs:
+        return ()
+    if node.target is aten.mul.Tensor:
+        return (0, 1)
+    if node.target in (aten.where.self, aten.where.ScalarOther):
+        return (1,) if is_nothing(node.args[2]) else ()
+    if node.target is aten.masked_fill.Scalar:
+        return (0,) if is_nothing(node.args[2]) else ()
+    return (0,) if node.target is aten.div.Tensor else ()
+
+
+def _multiplied(value: fx.Node, steps: Sequence[_Step]) -> fx.Node:
+    """A value in the place of the sum that steps multiply."""
+    for node, place in steps:
+        args: list[Any] = [value if at == place else arg for at, arg in enumerate(node.args)]
+        target: Any = node.target
+        if target is aten.where.self:
+            # Zeros may have the shape of the sum.
+            target, args[2] = aten.where.ScalarOther, 0.0
+        value = node.graph.call_function(target, tuple(args))
+        value.meta = dict(node.meta)
+    return value
+
+
+def _is_own(node: fx.Node, total: fx.Node, steps: Sequence[_Step]) -> bool:
     leaves = list(leaves_of(total))
     # Without its mean a value is centred, as norms do it, and no sum of two.
-    if not all(_is_full(leaf, total) for leaf in leaves) or is_made_of(factor.value, total):
+    if not all(_is_full(leaf, total) for leaf in leaves):
         return False
-    return any(
+    factors = [arg for step, place in steps for at, arg in enumerate(step.args) if at != place]
+    own = any(
         len(leaf.users) > 1
-        and is_made_of(factor.value, leaf)
+        and any(is_made_of(factor, leaf, past=total) for factor in factors)
         and all(other is leaf or is_made_of(other, leaf) for other in leaves)
+        and not _is_weighed_with(node, leaf)
         for leaf in leaves
     )
+    # What is dear is asked last: a stream leads to the end.
+    return own and _leads_to(total, node)
+
+
+def _leads_to(total: fx.Node, node: fx.Node) -> bool:
+    """All that reads a sum goes into one node, and what that gives is all that goes on."""
+    seen, waiting = {node}, [total]
+    while waiting:
+        users = [user for user in waiting.pop().users if user not in seen]
+        if any(user.op == "output" for user in users):
+            return False
+        seen.update(users)
+        waiting += users
+    return True
+
+
+def _is_weighed_with(node: fx.Node, value: fx.Node) -> bool:
+    """In w·h + v·(h + f(h)) the sum is a point that is weighed with another one."""
+    for user in filter(is_add, node.users):
+        total = user
+        while len(total.users) == 1 and is_add(above := next(iter(total.users))):
+            total = above
+        if any(leaf is not node and is_made_of(leaf, value, past=node) for leaf in leaves_of(total)):
+            return True
+    return False
 
 
 def _collected(total: fx.Node) -> fx.Node | None:
@@ -419,6 +484,32 @@ def is_made_of(node: Any, of: fx.Node, *, past: fx.Node | None = None) -> bool:
         seen.update(above)
         waiting += above
     return False
+
+
+def is_nothing(value: Any) -> bool:
+    """The number 0, or zeros."""
+    return is_zeros(value) if isinstance(value, fx.Node) else value == 0
+
+
+def is_zeros(value: Any) -> bool:
+    """A tensor that is filled with zeros, in whatever layout. Zeros times a number are where a state starts, such as a
+    speed: its first step is like the others.
+    """
+    while isinstance(value, fx.Node) and value.target in _KEEP_ZEROS:
+        value = value.args[0]
+    if not isinstance(value, fx.Node) or value.target not in _FILLED_AT:
+        return False
+    at = _FILLED_AT[value.target]
+    return at is None or value.args[at] in (0, False)
+
+
+_FILLED_AT: dict[Any, int | None] = {
+    aten.zeros.default: None, aten.zeros_like.default: None, aten.new_zeros.default: None, aten.full.default: 1,
+    aten.full_like.default: 1, aten.new_full.default: 2, aten.scalar_tensor.default: 0,
+}  # fmt: skip
+"""Operators that fill a tensor, and which argument they fill it with, where that is not always zero."""
+
+_KEEP_ZEROS = {aten.expand.default, aten.view.default, aten.reshape.default}
 
 
 def broadcast(one: Sequence[int | str], other: Sequence[int | str]) -> tuple[int | str, ...]:

@@ -7,14 +7,15 @@ something else: they may round once more.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from jetgraph.export.cells import write_out_steps
-from jetgraph.export.factors import broadcast, distribute_over_differences, distribute_over_own_sums
+from jetgraph.export.factors import broadcast, distribute_over_differences, distribute_over_own_sums, is_zeros
 from jetgraph.export.masks import call_attention_as_models_do
 from jetgraph.export.projections import write_projections_beside
 from jetgraph.export.stacks import nest_stacks, write_sums_over_stacks
@@ -172,31 +173,10 @@ def _drop_zeros(graph: fx.Graph) -> None:
             unchanged = isinstance(value, fx.Node) and all(
                 value.meta.get(what) == node.meta.get(what) for what in ("shape", "dtype")
             )
-            if unchanged and _is_zeros(other):
+            if unchanged and is_zeros(other):
                 _replace(node, value)
                 break
     graph.eliminate_dead_code()
-
-
-def _is_zeros(value: Any) -> bool:
-    """A tensor that is filled with zeros, in whatever layout. Zeros times a number are where a state starts, such as a
-    speed: its first step is like the others.
-    """
-    while isinstance(value, fx.Node) and value.target in _KEEP_ZEROS:
-        value = value.args[0]
-    if not isinstance(value, fx.Node) or value.target not in _FILLED_AT:
-        return False
-    at = _FILLED_AT[value.target]
-    return at is None or value.args[at] in (0, False)
-
-
-_FILLED_AT: dict[Any, int | None] = {
-    aten.zeros.default: None, aten.zeros_like.default: None, aten.new_zeros.default: None, aten.full.default: 1,
-    aten.full_like.default: 1, aten.new_full.default: 2, aten.scalar_tensor.default: 0,
-}  # fmt: skip
-"""Operators that fill a tensor, and which argument they fill it with, where that is not always zero."""
-
-_KEEP_ZEROS = {aten.expand.default, aten.view.default, aten.reshape.default}
 
 
 def _write_constant_powers_as_ones(graph: fx.Graph) -> None:
@@ -270,10 +250,12 @@ def _write_products_of_two(graph: fx.Graph) -> None:
     Which of them an attention product is, and what becomes of heads and positions in each, can be told then.
     """
     for node in graph.find_nodes(op="call_function", target=aten.einsum.default):
-        equation, operands = node.args[0].replace(" ", ""), list(node.args[1])
-        reads, arrow, out = equation.partition("->")
+        operands = list(node.args[1])
+        if len(operands) < 3 or any("shape" not in one.meta for one in operands):
+            continue
+        reads, arrow, out = _without_dots(node.args[0], [len(one.meta["shape"]) for one in operands]).partition("->")
         labels = reads.split(",")
-        if len(operands) < 3 or not arrow or "." in equation or any("shape" not in one.meta for one in operands):
+        if not arrow or "." in reads:
             continue
         path = list(node.kwargs.get("path") or ())
         at_end = bool(path)
@@ -307,6 +289,20 @@ def _write_dot_products(graph: fx.Graph) -> None:
             total = graph.call_function(aten.sum.dim_IntList, (product, [dim]))
         total.meta = dict(node.meta)
         _replace(node, total)
+
+
+def _without_dots(equation: str, ranks: Sequence[int]) -> str:
+    """An equation with letters for the dimensions that `...` stands for, which are counted from the last."""
+    reads, arrow, out = equation.replace(" ", "").partition("->")
+    left = reads.split(",")
+    widths = [rank - len(label.replace("...", "")) for label, rank in zip(left, ranks, strict=True)]
+    free = [letter for letter in string.ascii_letters if letter not in equation]
+    width = max((width for label, width in zip(left, widths, strict=True) if "..." in label), default=0)
+    if not arrow or width > len(free):
+        return equation
+    dots = "".join(free[:width])
+    written = [label.replace("...", dots[width - own :]) for label, own in zip(left, widths, strict=True)]
+    return f"{','.join(written)}->{out.replace('...', dots)}"
 
 
 def _write_scattered_sums_alike(graph: fx.Graph) -> None:
@@ -404,14 +400,16 @@ _UNFUSED: dict[Any, Callable[[fx.Node, _Writer], fx.Node | None]] = {
 
 
 def _write_sums_as_adds(graph: fx.Graph) -> None:
-    """a − b becomes a + (−b), and a + c·b with a factor c two nodes, so that every sum of tensors is a tree of adds."""
+    """a − b becomes a + (−b), and a + c·b with a factor c two nodes, so that every sum of tensors is a tree of adds;
+    rsub(b, a) is a − b.
+    """
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in (aten.add.Tensor, aten.sub.Tensor):
+        if node.op != "call_function" or node.target not in (aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor):
             continue
         alpha = node.kwargs.get("alpha", 1)
         if node.target is aten.add.Tensor and alpha == 1:
             continue
-        one, other = node.args[:2]
+        one, other = node.args[1::-1] if node.target is aten.rsub.Tensor else node.args[:2]
         floats = [
             isinstance(arg, fx.Node) and arg.meta.get("dtype", torch.int64).is_floating_point for arg in (one, other)
         ]

@@ -6,7 +6,7 @@ import contextlib
 import linecache
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,19 +91,30 @@ def export_program(
         torch.inference_mode(made_there),
         _untrained_packs(module),
     ):
-        return on_one_chunk(export)
+        try:
+            return on_one_chunk(export)
+        except RuntimeError as error:
+            if "out=... arguments don't support automatic differentiation" not in str(error):
+                raise
+        # The exporter asks for derivatives of its own accord, which code that runs without them need not have.
+        with _untrained(module.parameters()):
+            return on_one_chunk(export)
+
+
+def _untrained_packs(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Packed weights want no gradient: the exporter would ask the tensors inside for one, integers among them."""
+    return _untrained(weight for weight in module.parameters() if is_traceable_wrapper_subclass(weight))
 
 
 @contextlib.contextmanager
-def _untrained_packs(module: nn.Module) -> Iterator[None]:
-    """Packed weights want no gradient: the exporter would ask the tensors inside for one, integers among them."""
-    packs = [weight for weight in module.parameters() if weight.requires_grad and is_traceable_wrapper_subclass(weight)]
-    for weight in packs:
+def _untrained(weights: Iterable[nn.Parameter]) -> Iterator[None]:
+    trained = [weight for weight in weights if weight.requires_grad]
+    for weight in trained:
         weight.requires_grad_(False)
     try:
         yield
     finally:
-        for weight in packs:
+        for weight in trained:
             weight.requires_grad_(True)
 
 

@@ -285,10 +285,25 @@ def _all_walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
         past = flow.positions[walk.steps[-1].at]
         # One step alone that adds splits a value into branches, unless what it starts from is there already.
         first, *further = [step for step in walk.steps if any(each.branches for each in step.nexts)] or walk.steps
-        if further or (len(walk.start) > 1 and all(each.branches for each in first.nexts)):
+        if (further or (len(walk.start) > 1 and all(each.branches for each in first.nexts))) and not _is_one(walk):
             yield walk
         cuts = {node: live for node, live in cuts.items() if flow.positions[node] >= past}
         ends = [node for node in ends if flow.positions[node] > past]
+
+
+def _is_one(walk: _Walk) -> bool:
+    """Each step makes one value, which goes on from the one that the step before made and takes its place: a plain
+    stream, beside what is given to its layers.
+    """
+    adding = [number for number, step in enumerate(walk.steps) if any(each.branches for each in step.nexts)]
+    before, last = walk.start, None
+    for step in walk.steps[: adding[-1] + 1] if adding else ():
+        new = [each for each in step.nexts if each.node not in before]
+        made = new if last else [each for each in new if each.branches]
+        if len(made) != 1 or last in step.state or (last and last not in {before[home] for home in made[0].homes}):
+            return False
+        before, last = step.state, made[0].node
+    return last is not None
 
 
 def _cuts(flow: Dataflow, nodes: Sequence[fx.Node]) -> Cuts:

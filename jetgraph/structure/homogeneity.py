@@ -20,7 +20,7 @@ from typing import Any
 from torch import fx
 
 from jetgraph.jets.registry import adds_constant, bind, is_affine, nodes_in, values_read
-from jetgraph.structure.dimensions import Dimensions, follow, leaves
+from jetgraph.structure.dimensions import Dimensions, follow_stretches, leaves
 from jetgraph.structure.operators import IDENTITY, NORMS, aten, packet_of
 
 SMALL = 1e-3
@@ -34,6 +34,9 @@ _CENTRED = {
 
 _NORMS = NORMS - {aten.sqrt, aten.rsqrt, aten._native_batch_norm_legit_no_training}
 """Those of numbers of the value itself, in one operator."""
+
+_ROWS = {aten.layer_norm, aten.rms_norm}
+"""Norms over the last dimensions."""
 
 _LENGTHS = {aten.linalg_vector_norm: 1, aten.norm: 1, aten.std: 1, aten.var: 2, aten.square: 2}
 """Operators that square what they read, and the degree that they multiply by."""
@@ -89,22 +92,32 @@ def scaling(entry: fx.Node, nodes: Sequence[fx.Node]) -> Scaling | None:
     """How the entry may be scaled without any effect on the last node; None where it may not.
 
     Norms that normalise different images of the entry, or one with and one without its mean, have no coordinates in
-    common: lengths are then those of the entry itself.
+    common: lengths are then those of the entry itself. So they are where norms read stretches of it, as of two streams
+    that lie one after the other.
     """
     degrees = _Degrees(entry, nodes)
     if not nodes or degrees.of(nodes[-1]) != 0:
         return None
     scaled = [node for node in nodes if any(map(degrees.scales, node.all_input_nodes))]
-    layouts = follow(entry, scaled)
-    mixed = {factor for node in scaled if (layout := layouts.get(node)) is not None for factor in leaves(layout.mixed)}
+    layouts = follow_stretches(entry, scaled)
+    mixed = {
+        leaf
+        for node in scaled
+        if (layout := layouts.get(node)) is not None
+        for factor in leaves(layout.mixed)
+        for root in factor.roots()
+        for leaf in root.leaves()
+    }
     rank = len(entry.meta["shape"])
     own = [layouts.start.at(dim) for dim in range(rank)]
     free = tuple(dim for dim in range(rank) if own[dim] and not mixed.intersection(own[dim]))
     known = degrees.coordinates()
     image, centred = known or (entry, False)
     places = _places(layouts, image, [own[dim] for dim in free])
-    if places is None:
-        image, centred, places = entry, False, free
+    if known is None or places is None:
+        # Stretches of the entry, each of which a norm of one kind reads.
+        centred = degrees.coordinates(free) == (entry, True)
+        image, places = entry, free
     inner = _leading(image, entry, nodes)
     inside = {entry, *inner}
     side = dict.fromkeys(arg for node in inner for arg in node.all_input_nodes if arg not in inside)
@@ -144,13 +157,21 @@ def _leading(image: fx.Node, entry: fx.Node, nodes: Sequence[fx.Node]) -> tuple[
     return tuple(node for node in nodes if node in dependent)
 
 
+@dataclass(frozen=True)
+class _Row:
+    """Values of one degree and constants, one after the other along a dimension, counted from the end."""
+
+    dim: int
+    degree: float
+
+
 class _Degrees:
     """The degree of every value of a region."""
 
     def __init__(self, entry: fx.Node, nodes: Sequence[fx.Node]) -> None:
         self.entry = entry
         self._found: dict[fx.Node, Any] = {entry: 1.0}
-        """By node: a degree, None for none, a list of such for a tuple."""
+        """By node: a degree, None for none, a list of such for a tuple, a row with constants beside."""
         self._linear = {entry}
         """Linear images of the entry."""
         self._normalised: list[tuple[fx.Node, bool] | None] = []
@@ -166,16 +187,29 @@ class _Degrees:
     def of(self, node: fx.Node) -> float | None:
         """The degree of a node; None for a tuple too."""
         degree = self._found.get(node)
-        return None if isinstance(degree, list) else degree
+        return None if isinstance(degree, list | _Row) else degree
 
     def scales(self, node: fx.Node) -> bool:
         """The value changes where the entry is scaled."""
         return node in self._found and self._found[node] != 0
 
-    def coordinates(self) -> tuple[fx.Node, bool] | None:
-        """What is normalised first, and whether without its mean; None where that is no one thing."""
-        images = set(self._normalised)
-        return images.pop() if len(images) == 1 else None
+    def coordinates(self, free: Sequence[int] = ()) -> tuple[fx.Node, bool] | None:
+        """What is normalised first, and whether without its mean; None where that is no one thing. Stretches along free
+        dimensions count as the whole.
+        """
+        images = {seen and (self._whole(seen[0], free), seen[1]) for seen in self._normalised}
+        image = images.pop() if len(images) == 1 else None
+        return None if image is None or isinstance(self._found[image[0]], _Row) else image
+
+    def _whole(self, node: fx.Node, free: Sequence[int]) -> fx.Node:
+        alone = {place for place, size in enumerate(self.entry.meta["shape"]) if size == 1}
+        while packet_of(node) in (aten.slice, aten.cat):
+            bound = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+            read = [arg for arg in values_read(node) if arg in self._found]
+            if len(read) != 1 or len(node.meta["shape"]) + _from_end(node, bound.get("dim", 0)) not in {*free, *alone}:
+                break
+            node = self._unmoved(read[0])
+        return node
 
     def affine_after(self, nodes: Iterable[fx.Node]) -> bool:
         """What is made of values of degree 0 alone is affine in them."""
@@ -214,12 +248,16 @@ class _Degrees:
         degrees = [self._found[arg] for arg in reads]
         if all(degree == 0 for degree in degrees):
             return 0.0
-        if any(degree is None or isinstance(degree, list) for degree in degrees):
-            return None
         bound = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
         packet, first = packet_of(node), degrees[0]
+        if isinstance(first, _Row):
+            return self._in_row(packet, bound, first) if len(reads) == 1 else None
+        if any(degree is None or isinstance(degree, list | _Row) for degree in degrees):
+            return None
         if packet in _NORMS:
             return self._normed(packet, bound, reads)
+        if packet is aten.cat and len(set(degrees)) == 1 and (len(bound["tensors"]) > len(degrees)):
+            return _Row(_from_end(node, bound.get("dim", 0)), first)
         scaled = {arg for arg in reads if self._found[arg] != 0}
         if len(kept := {self._found[arg] for arg in scaled}) == 1 and self._keeps(node, packet, bound, scaled):
             return kept.pop()
@@ -242,6 +280,12 @@ class _Degrees:
             return [0.0, given, -given]
         return [0.0, -given] if packet is aten._fused_rms_norm else 0.0
 
+    def _in_row(self, packet: Any, bound: Mapping[str, Any], row: _Row) -> Any:
+        """What keeps rows apart: a norm of each, which leaves no degree in any."""
+        if packet in _ROWS:
+            return 0.0 if -len(bound["normalized_shape"]) > row.dim else None
+        return row if packet is aten._to_copy else None
+
     def _keeps(self, node: fx.Node, packet: Any, bound: Mapping[str, Any], varying: set[fx.Node]) -> bool:
         """The node is linear in what varies, or adds to it, or bounds it from below by, no more than an ε."""
         if is_affine(node, varying.__contains__):
@@ -261,6 +305,11 @@ class _Degrees:
         if packet is not aten.div:
             return degrees[0] + degrees[1]
         return None if bound.get("rounding_mode") else degrees[0] - degrees[1]
+
+
+def _from_end(node: fx.Node, dim: int) -> int:
+    rank = len(node.meta["shape"])
+    return dim % rank - rank
 
 
 def _small(value: Any) -> bool:

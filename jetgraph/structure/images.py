@@ -9,6 +9,7 @@ from operator import getitem
 from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
+from jetgraph.export.factors import is_nothing
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.operators import (
     FIXED_NORMS,
@@ -155,13 +156,22 @@ def factored(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, tuple[
 def multiplied(flow: Dataflow, node: fx.Node) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
     """The values of which an operator makes a multiple, up to layout, each with the others that it reads as factors."""
     carriers = flow.carriers[node]
-    if len(flow.parents[node]) > len(carriers):
+    masks = tuple(other for other in flow.parents[node] if other not in carriers)
+    if masks and not _is_masked(node):
         return  # An index that is computed steers what the image is of.
     for parent in carriers:
-        factors = tuple(other for other in carriers if other is not parent)
-        passed = packet_of(node) in _FACTORED if factors else not is_mixing(node)
+        factors = (*(other for other in carriers if other is not parent), *masks)
+        passed = bool(masks) or packet_of(node) in _FACTORED if factors else not is_mixing(node)
         if passed and flow.affine(node, (parent,)):
             yield parent, factors
+
+
+def _is_masked(node: fx.Node) -> bool:
+    """The operator keeps a value in some places, and gives zeros elsewhere."""
+    packet, args = packet_of(node), node.args
+    if packet is aten.where:
+        return len(args) == 3 and any(map(is_nothing, args[1:]))
+    return packet is aten.mul or (packet is aten.masked_fill and is_nothing(args[2]))
 
 
 _JOINING = {aten.add, aten.cat}

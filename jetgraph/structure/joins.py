@@ -355,7 +355,9 @@ def _whole(flow: Dataflow, join: Join, by_node: Found) -> Join:
     if at is None or not _is_read(flow, join, at[0]):
         return join
     point, kind = at
-    if point not in by_node and any(map(is_mixing, flow.between(point, join.fork))):
+    # What is read by a layer on the way, and by others further on, is given to each of them.
+    given = point not in by_node and any(map(is_mixing, flow.between(point, join.fork)))
+    if given and not flow.dominates(join.node, flow.traced.output, point):
         return join
     total = Sum(join.node, join.operands, join.adds)
     regions = [flow.region(point, branch.node) for branch in join.branches]

@@ -128,10 +128,23 @@ def both_added(block: Block, h: Tensor) -> Tensor:
     return h + block.t(h) * h + block.f(h)
 
 
+def weighed_by_itself(block: Block, h: Tensor) -> Tensor:
+    """The sum stays whole, though its weight is made of the point before: that is weighed with it."""
+    return block.t(h) * (h + block.f(h)) + (1 - block.t(h)) * h
+
+
+def masked_by_itself(block: Block, h: Tensor) -> Tensor:
+    """A map of the sum alone."""
+    total = h + block.f(h)
+    return total * (total[..., :1] > -0.5)
+
+
 @pytest.mark.parametrize(
     ("spelling", "kinds"),
     [
         (mixture_of_points, ["identity", "scaled"]),
+        (weighed_by_itself, ["gated"]),
+        (masked_by_itself, ["identity"]),
         (normalised_difference, ["identity"]),
         (gate_alone, ["identity"]),
         (power, ["identity"]),

@@ -178,10 +178,19 @@ def test_writes_up_to_the_end() -> None:
     assert torch.equal(torch.vmap(run)(x, y), torch.cat([x[:, :1], y], 1))
 
 
-@pytest.mark.parametrize(("equation", "path"), [("bts,bsk,kd->btd", None), ("bt,bts,bsk,kd->dbt", [2, 3, 0, 2, 0, 1])])
+@pytest.mark.parametrize(
+    ("equation", "path"),
+    [
+        ("bts,bsk,kd->btd", None),
+        ("bt,bts,bsk,kd->dbt", [2, 3, 0, 2, 0, 1]),
+        ("...sk, ...ts,...t->...tk", None),
+        ("...s,sk,b...kd->...bd", None),
+    ],
+)
 def test_products_of_several_are_products_of_two(equation: str, path: list[int] | None) -> None:
-    sizes = {"b": 2, "t": 1, "s": 5, "k": 3, "d": 7}
-    values = [torch.randn([sizes[label] for label in labels]) for labels in equation.split("->")[0].split(",")]
+    sizes = {"b": 2, "t": 1, "s": 5, "k": 3, "d": 7, ".": 4}
+    left = equation.replace(" ", "").replace("...", ".").split("->")[0].split(",")
+    values = [torch.randn([sizes[label] for label in labels]) for labels in left]
     graph = fx.Graph()
     given = [graph.placeholder(f"of_{place}") for place in range(len(values))]
     total = graph.call_function(aten.einsum.default, (equation, given), {"path": path} if path else {})

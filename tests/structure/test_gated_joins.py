@@ -246,6 +246,72 @@ class OfBranch(Block):
         return torch.sigmoid(self.w[0](self.f(h)))
 
 
+class Clipped(Block):
+    """A step may make the stream longer by a half at most: the factor is made of the stream and of the sum."""
+
+    def gates(self, h: Tensor) -> Tensor:
+        longest = 1.1 * h.norm(dim=-1, keepdim=True)
+        return torch.clamp(longest / (h + self.f(h)).norm(dim=-1, keepdim=True), max=1)
+
+    def branch(self, h: Tensor) -> Tensor:
+        return self.gates(h) * self.f(h)
+
+    def forward(self, h: Tensor) -> Tensor:
+        total = h + self.f(h)
+        return total * torch.clamp(1.1 * h.norm(dim=-1, keepdim=True) / total.norm(dim=-1, keepdim=True), max=1)
+
+
+class Kept(Clipped):
+    """The length stays as it is, by a division and a product."""
+
+    def gates(self, h: Tensor) -> Tensor:
+        return h.norm(dim=-1, keepdim=True) / (h + self.f(h)).norm(dim=-1, keepdim=True)
+
+    def forward(self, h: Tensor) -> Tensor:
+        total = h + self.f(h)
+        return total / total.norm(dim=-1, keepdim=True) * h.norm(dim=-1, keepdim=True)
+
+
+class Alive(Clipped):
+    """What is not alive before a step and after it is nothing, as in a cellular automaton."""
+
+    def lives(self, h: Tensor) -> Tensor:
+        return h[..., :1] > -0.6
+
+    def gates(self, h: Tensor) -> Tensor:
+        return (self.lives(h) & self.lives(h + self.f(h))).to(h.dtype)
+
+    def forward(self, h: Tensor) -> Tensor:
+        total = h + self.f(h)
+        return total * (self.lives(h) & self.lives(total)).to(h.dtype)
+
+
+class Filled(Alive):
+    """The same with a mask that is filled."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        total = h + self.f(h)
+        return total.masked_fill(~(self.lives(h) & self.lives(total)), 0.0)
+
+
+class Chosen(Alive):
+    """By where, after the stream before alone."""
+
+    def gates(self, h: Tensor) -> Tensor:
+        return self.lives(h).to(h.dtype)
+
+    def forward(self, h: Tensor) -> Tensor:
+        total = h + self.f(h)
+        return torch.where(self.lives(h), total, torch.zeros_like(total))
+
+
+class Times(Chosen):
+    """By a product with what is true or false."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return (h + self.f(h)) * self.lives(h)
+
+
 class Net(nn.Module):
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
@@ -288,13 +354,8 @@ def check_laws(graph: jg.ResidualGraph, inputs: dict[str, Any], expected: Tensor
 @pytest.mark.parametrize(
     "blocks",
     [
-        (Block, Highway),
-        (Recurrent, Squeezed),
-        (Mixed, Hyper),
-        (Orthogonal, Delta),
-        (Weighed, Replaced),
-        (Normed, RootMean),
-        (OfBranch, OfBranch),
+        *((Block, Highway), (Recurrent, Squeezed), (Mixed, Hyper), (Orthogonal, Delta), (Weighed, Replaced)),
+        *((Clipped, Kept), (Alive, Filled), (Chosen, Times), (Normed, RootMean), (OfBranch, OfBranch)),
     ],
 )
 @torch.no_grad()

@@ -121,6 +121,41 @@ def pooled(net: Net, x: Tensor) -> Tensor:
     return net.head(net.norm(h))
 
 
+def projected(net: Net, x: Tensor) -> Tensor:
+    """What is added to is the queries, as in a Set Transformer: keys and values are of the point that they project."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        q = net.adapter(torch.cat([h, h], -1))
+        h = q + block(torch.softmax(q @ h.mT, -1) @ h)
+    return net.head(net.norm(h))
+
+
+def gated_projections(net: Net, x: Tensor) -> Tensor:
+    """A gate of what is projected is made of the point that it is projected from."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        z = net.adapter(torch.cat([h, h], -1))
+        h = z + block(torch.sigmoid(net.gate(h)) * z)
+    return net.head(net.norm(h))
+
+
+def recalled(net: Net, x: Tensor) -> Tensor:
+    """Each layer reads a share of the start beside the stream, of which an activation follows."""
+    h = start = net.stem(x)
+    for block in net.blocks:
+        h = torch.relu(h + block(0.9 * h + 0.1 * start))
+    return net.head(net.norm(h))
+
+
+def among_neighbours(net: Net, x: Tensor) -> Tensor:
+    """The same by an adjacency that is given to all layers, and is as large as a point of the stream."""
+    h = start = net.stem(x)
+    adjacency = (x @ x.mT).softmax(-1)
+    for block in net.blocks:
+        h = h + block(0.9 * (adjacency @ h) + 0.1 * start)
+    return net.head(net.norm(h))
+
+
 def experts(net: Net, x: Tensor) -> Tensor:
     """What experts make is added up from zeros on, which are no source."""
     h = net.stem(x)
@@ -281,6 +316,10 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     with_context: ([("identity", "blocks.2"), ("identity", ""), ("identity", "blocks.1")], 0),
     ladder: ([("identity", "blocks.0"), ("identity", "unit"), ("identity", "blocks.1"), ("identity", "unit")], 0),
     pooled: ([("projection", "blocks.0"), ("projection", "blocks.1")], 0),
+    projected: ([("projection", "blocks.0"), ("projection", "blocks.1")], 0),
+    gated_projections: ([("projection", "blocks.0"), ("projection", "blocks.1")], 0),
+    recalled: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
+    among_neighbours: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 1),
     experts: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     of_a_set: ([("identity", "blocks.0"), ("identity", "blocks.1")], 2),
     fast_weights: ([("identity", ""), ("identity", "")], 12),
@@ -317,7 +356,7 @@ def test_joins(run: Callable[[Net, Tensor], Tensor]) -> None:
     assert run is not experts or not graph.stream.joins[0].injections
     # Keys and values are made of the fork, and held as no context.
     held = [node for join in graph.stream.joins for branch in join.branches for node in branch.region.context]
-    assert run is not pooled or not held, held
+    assert run not in (pooled, projected, gated_projections) or not held, held
     given = subject(graph, inputs, {"x": torch.randn(2, 5, 3, dtype=torch.float64)}, torch.float64)
     assert check_values(given) >= 3 * len(joins)
     check_affine(given)

@@ -133,23 +133,51 @@ def test_arguments_called_like_options() -> None:
 
 
 class Subtracting(torch.nn.Module):
-    """h − tanh(W h), then h + 0.5 W' h tanh(h)."""
+    """h − tanh(W h), then h + tanh(W' h)/2, and h − tanh(W'' h) the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (torch.nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - torch.tanh(self.first(x))
+        x = torch.add(x, torch.tanh(self.second(x)), alpha=0.5)
+        return torch.rsub(torch.tanh(self.third(x)), x)
+
+
+def test_differences_and_scaled_sums_are_joins() -> None:
+    model = Subtracting().eval()
+    graph = jg.trace(model, X)
+    found = [(join.name, join.kind) for join in graph.joins]
+    assert found == [(name, "identity") for name in ("first", "second", "third")]
+    expansion = jg.expand(graph, order=0, recipe="path")
+    values = jg.compile(expansion, "embed > L0.mlp > logits")(X)
+    (term,) = values.terms.values()
+    assert torch.allclose(term, -torch.tanh(model.first(X)))
+    assert torch.allclose(values.output, model(X))
+
+
+class WritesOut(torch.nn.Module):
+    """Sums and layers into buffers that are given, as code for inference has them: an error with derivatives."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x - torch.tanh(self.first(x))
-        return torch.add(x, torch.tanh(self.second(x)), alpha=0.5)
+        total, layer = torch.empty_like(x), torch.empty_like(x)
+        torch.add(x, torch.tanh(self.first(x), out=layer), out=total)
+        x = total.clone()
+        torch.add(x, torch.tanh(self.second(x), out=layer), out=total)
+        return total
 
 
-def test_differences_and_scaled_sums_are_joins() -> None:
-    model = Subtracting().eval()
-    graph = jg.trace(model, X)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_what_is_written_out_without_derivatives(dynamic: bool) -> None:
+    model = WritesOut().eval()
+    model.second.bias.requires_grad_(False)
+    graph = jg.trace(model, X, dynamic=dynamic)
     assert [(join.name, join.kind) for join in graph.joins] == [("first", "identity"), ("second", "identity")]
-    expansion = jg.expand(graph, order=0, recipe="path")
-    values = jg.compile(expansion, "embed > L0.mlp > logits")(X)
-    (term,) = values.terms.values()
-    assert torch.allclose(term, -torch.tanh(model.first(X)))
-    assert torch.allclose(values.output, model(X))
+    with torch.no_grad():
+        torch.testing.assert_close(graph(X + 1), model(X + 1))
+    assert [weight.requires_grad for weight in model.parameters()] == [True, True, True, False]

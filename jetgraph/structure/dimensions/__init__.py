@@ -17,7 +17,7 @@ side by side along it (`goes_alone`)? And which part of an attention product's d
 from jetgraph.structure.dimensions.combining import einsum_labels
 from jetgraph.structure.dimensions.factors import Factor, Factors, Layout, Size, leaves, size_read
 from jetgraph.structure.dimensions.following import Dimensions
-from jetgraph.structure.dimensions.layouts import LAYOUTS, follow, go_abreast, goes_alone
+from jetgraph.structure.dimensions.layouts import LAYOUTS, follow, follow_stretches, go_abreast, goes_alone
 
 __all__ = [
     "LAYOUTS",
@@ -28,6 +28,7 @@ __all__ = [
     "Size",
     "einsum_labels",
     "follow",
+    "follow_stretches",
     "go_abreast",
     "goes_alone",
     "leaves",

@@ -20,6 +20,13 @@ def follow(start: fx.Node, nodes: Iterable[fx.Node]) -> Dimensions:
     return Dimensions(start, nodes, LAYOUTS)
 
 
+def follow_stretches(start: fx.Node, nodes: Iterable[fx.Node]) -> Dimensions:
+    """As `follow`, where stretches of a dimension, and what is put one after the other, mix nothing by themselves: what
+    is mixed later is told by the roots of its factors.
+    """
+    return Dimensions(start, nodes, {**LAYOUTS, aten.slice: rearranging.stretch, aten.cat: rearranging.row})
+
+
 def goes_alone(
     start: fx.Node, nodes: Sequence[fx.Node], exit: fx.Node, side: Iterable[fx.Node], dim: int
 ) -> tuple[Factor, Layout] | None:

@@ -103,6 +103,13 @@ def sliced(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layou
 
 
 @of_one
+def stretch(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout:
+    """As `sliced`, with each place as it was."""
+    place = bound.get("dim", 0) % len(layout.dims)
+    return replace(resized(d, layout, node.meta["shape"], [place]), mixed=frozenset())
+
+
+@of_one
 def padded(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout:
     """Entries beyond the ends of dimensions."""
     pad, rank = bound["pad"], len(layout.dims)
@@ -228,6 +235,14 @@ def concatenated(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layo
         return replace(joined, dims=tuple(dims)) if inside else joined
     dims = [(whole, *joined.at(at)) if at == place else joined.dims[at] for at in range(len(shape))]
     return replace(joined, dims=tuple(dims), pieces=_without_last(d, operands))
+
+
+def row(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout:
+    """As `concatenated`, with each place as it was."""
+    joined = concatenated(d, node, bound)
+    place = bound.get("dim", 0) % len(node.meta["shape"])
+    layouts = [layout for operand in bound["tensors"] if (layout := d.get(operand)) is not None]
+    return replace(joined, mixed=joined.mixed - {factor for layout in layouts for factor in layout.at(place)})
 
 
 def stacked(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout:
