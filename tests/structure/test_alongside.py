@@ -162,6 +162,56 @@ class Coupled(Reversible):
         return self.blocks[step](state[0]), torch.zeros_like(state[0])
 
 
+class Registers(Net):
+    """Three values that move up; the last one gets what was first, and what is made of the others side by side."""
+
+    width = 3 * WIDTH
+    rounds, read = 5, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [(nn.Linear(self.read * WIDTH, WIDTH), PreNorm(WIDTH).mlp) for _ in range(self.rounds)]
+        self.blocks = nn.ModuleList(nn.Sequential(*each) for each in layers)
+
+    def start(self, x: Tensor) -> State:
+        return self.embed(x).chunk(self.width // WIDTH, -1)
+
+    def step(self, step: int, state: State) -> State:
+        first, *others = state
+        return (*others, first + self.blocks[step](torch.cat(others[: self.read], -1)))
+
+    def carried(self, step: int, state: State) -> State:
+        return (*state[1:], state[0])
+
+    def added(self, step: int, state: State) -> State:
+        made = self.blocks[step](torch.cat(state[1 : 1 + self.read], -1))
+        return (*(torch.zeros_like(made) for _ in state[1:]), made)
+
+
+class Projected(Registers):
+    """Each starts with a projection of its own; all have been added to once."""
+
+    rounds = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts = nn.ModuleList(nn.Linear(self.width, WIDTH, bias=False) for _ in range(3))
+
+    def start(self, x: Tensor) -> State:
+        return tuple(start(self.embed(x)) for start in self.starts)
+
+
+class OneByOne(Registers):
+    """Each layer reads the next register alone, as in a generalised Feistel network."""
+
+    rounds, read = 6, 1
+
+
+class Four(Registers):
+    width = 4 * WIDTH
+    rounds, read = 5, 3
+
+
 class AltUp(Reversible):
     """All values are predicted, one of them passes the block, and what that has added corrects all."""
 
@@ -299,7 +349,10 @@ class Dynamic(Hyper):
 
 @pytest.mark.parametrize(
     "kind",
-    [Reversible, Averaged, Momentum, Nesterov, Stopped, Coupled, AltUp, Predicted, Hyper, Dynamic],
+    [
+        *(Reversible, Averaged, Momentum, Nesterov, Stopped, Coupled, AltUp, Predicted, Hyper, Dynamic),
+        *(Registers, OneByOne, Four),
+    ],
 )
 @torch.no_grad()
 def test_terms_of_streams_that_read_each_other(kind: type[Net]) -> None:
@@ -633,6 +686,7 @@ class Scores(Pairs):
         (Midpoint, ["L0.mlp", "L1.mlp", "L1.norm", "L2.mlp"]),  # which alone reads what the second layer has made
         (Residual, ["L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm", "L3.mlp"]),
         (Narrow, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp", "L4.mlp", "L5.mlp"]),
+        (Projected, ["L0.mlp", "L1.mlp", "L2.mlp"]),
     ],
 )
 @torch.no_grad()
