@@ -357,6 +357,7 @@ _UNFUSED: dict[Any, Callable[[fx.Node, _Writer], fx.Node | None]] = {
     aten.addcdiv.default: lambda node, write: _unfused_product(node, write, aten.div.Tensor),
     aten.addmm.default: lambda node, write: _unfused_matrix_product(node, write, aten.mm.default),
     aten.baddbmm.default: lambda node, write: _unfused_matrix_product(node, write, aten.bmm.default),
+    aten.addmv.default: lambda node, write: _unfused_matrix_product(node, write, aten.mv.default),
     aten.addbmm.default: _unfused_sum_of_products,
     aten.lerp.Scalar: _unfused_lerp,
     aten.lerp.Tensor: _unfused_lerp,
