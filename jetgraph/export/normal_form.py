@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from jetgraph.export.cells import write_out_steps
+from jetgraph.export.complex_parts import write_complex_parts
 from jetgraph.export.factors import distribute_over_differences, distribute_over_own_sums
 from jetgraph.export.masks import call_attention_as_models_do
 from jetgraph.export.projections import write_projections_beside
@@ -51,6 +52,7 @@ def normalise(graph: fx.Graph) -> None:
     _write_products_of_two(graph)
     _write_scattered_sums_alike(graph)
     _unfuse_sums(graph)
+    write_complex_parts(graph)
     write_sums_over_stacks(graph)
     nest_stacks(graph)
     _write_sums_as_adds(graph)
