@@ -23,7 +23,7 @@ from torch import fx
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.images import held_image
-from jetgraph.structure.joins import find_joins, find_sums, flattened, is_inside, only_steers, with_depth
+from jetgraph.structure.joins import bare, find_joins, find_sums, flattened, is_inside, only_steers, with_depth
 from jetgraph.structure.lines import gates
 from jetgraph.structure.operators import IDENTITY, SCALES, aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
@@ -193,7 +193,7 @@ def _together(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
     group = _reading_each_other(flow, joins)
     if not group and len(joins) > 1:
         joins = _with_values_of_branches(flow, joins)
-        group = _reading_each_other(flow, joins)
+        group = _reading_each_other(flow, joins) or _crossing(flow, joins)
     if not group:
         return ()
     # The last state may be made by joins of which none reads another one, and go into a sum of its values.
@@ -205,6 +205,32 @@ def _together(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
         if join not in group and mixes_them and read <= known:
             group += (join,)
     return group
+
+
+def _crossing(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
+    """Joins, and sums beyond them, of which each adds to one what is made of others that add to each other in turn: in
+    x, y ← x + f(y), y + g(x) no later sum has a fork that its branch reads.
+    """
+    ends = {join.node: join for join in joins if not join.concatenates}
+    crossing: dict[fx.Node, tuple[fx.Node, set[fx.Node]]] = {}
+    for node in flow.nodes:
+        if node in ends or node not in flow or not _is_whole_sum(node):
+            continue
+        operands = [operand for operand in flattened(flow, node, ()).operands if operand in flow]
+        kept = [operand for operand in operands if operand in ends]
+        read = set[fx.Node]().union(*(gates(flow, operand, ends) for operand in operands if operand not in kept))
+        pairs = [pair for one in read for end in kept for pair in ((one, end), (end, one))]
+        if len(kept) == 1 and pairs and not any(flow.depends(*pair) for pair in pairs):
+            crossing[node] = kept[0], read
+            ends[node] = bare(flattened(flow, node, ()))
+    # Each goes on with a value, and reads one with which another one goes on.
+    number = -1
+    while number != len(crossing):
+        number = len(crossing)
+        added, seen = {kept for kept, _ in crossing.values()}, {one for _, read in crossing.values() for one in read}
+        crossing = {node: (kept, read) for node, (kept, read) in crossing.items() if kept in seen and read <= added}
+    made = {one for kept, read in crossing.values() for one in (kept, *read)}
+    return tuple(ends[node] for node in flow.ordered({*crossing, *made}))
 
 
 def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:

@@ -496,6 +496,39 @@ class Further(Ahead):
         return self.layer(0, h)
 
 
+class Crossed(Reversible):
+    """Each of two values is added what is made of the other one as it was, all at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others = nn.ModuleList(PreNorm(WIDTH).mlp for _ in self.blocks)
+
+    def step(self, step: int, state: State) -> State:
+        one, two = state
+        return one + self.blocks[step](two), two + self.others[step](one)
+
+
+class Rotating(Crossed):
+    """Of three that start with projections, each is added what is made of the next one."""
+
+    width = 3 * WIDTH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, WIDTH)
+        self.starts = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+        self.blocks, self.others = self.blocks[:2], self.others[:2]
+
+    def start(self, x: Tensor) -> State:
+        h = self.embed(x)
+        return tuple(start(h) for start in self.starts)
+
+    def step(self, step: int, state: State) -> State:
+        one, two, three = state
+        f, g = self.others[step], self.others[step - 1]
+        return one + f(two), two + g(three), three + g(one)
+
+
 class Levels(Net):
     """A low level that is given the input and the high one in each round, and a high one that reads it after two: both
     start with constants, as in a hierarchical reasoning model.
@@ -687,6 +720,8 @@ class Scores(Pairs):
         (Residual, ["L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm", "L3.mlp"]),
         (Narrow, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp", "L4.mlp", "L5.mlp"]),
         (Projected, ["L0.mlp", "L1.mlp", "L2.mlp"]),
+        (Crossed, [f"L{at}.mlp" for at in range(8)]),
+        (Rotating, [f"L{at}.mlp" for at in range(6)]),
     ],
 )
 @torch.no_grad()
