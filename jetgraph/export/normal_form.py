@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from jetgraph.export.buffers import write_buffers_as_pieces
 from jetgraph.export.cells import write_out_steps
 from jetgraph.export.complex_parts import write_complex_parts
 from jetgraph.export.factors import distribute_over_differences, distribute_over_own_sums
@@ -53,6 +54,7 @@ def normalise(graph: fx.Graph) -> None:
     _write_scattered_sums_alike(graph)
     _unfuse_sums(graph)
     write_complex_parts(graph)
+    write_buffers_as_pieces(graph)
     write_sums_over_stacks(graph)
     nest_stacks(graph)
     _write_sums_as_adds(graph)
