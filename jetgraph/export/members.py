@@ -107,30 +107,34 @@ def _each(value: fx.Node, found: Members | None, dim: int, op: Any, *args: Any) 
     return stack, made
 
 
+def _arguments(value: fx.Node) -> tuple[Any, ...]:
+    return value.args
+
+
 def _permuted(value: fx.Node, dim: int) -> Members | None:
-    rank = len(value.meta["shape"])
+    rank, args = len(value.meta["shape"]), _arguments(value)
     if value.target is aten.transpose.int:
         order = list(range(rank))
-        one, other = (at % rank for at in value.args[1:])  # type: ignore[operator]
+        one, other = (at % rank for at in args[1:])
         order[one], order[other] = other, one
     else:
-        order = [at % rank for at in value.args[1]]  # type: ignore[union-attr, operator]
+        order = [at % rank for at in args[1]]
     own = order[dim]
     rest = [at - (at > own) for at in order if at != own]
-    found = members(value.args[0], own)
+    found = members(args[0], own)
     return found if rest == sorted(rest) else _each(value, found, dim, aten.permute.default, rest)
 
 
 def _viewed(value: fx.Node, dim: int) -> Members | None:
-    read, sizes = value.args
-    before, after = read.meta["shape"], value.meta["shape"]  # type: ignore[union-attr]
+    read, sizes = _arguments(value)
+    before, after = read.meta["shape"], value.meta["shape"]
     for own, size in enumerate(before):
         if size == after[dim] and all(
             sorted(map(str, _open(one))) == sorted(map(str, _open(other))) and _number(one) == _number(other)
             for one, other in ((before[:own], after[:dim]), (before[own + 1 :], after[dim + 1 :]))
         ):
             found = members(read, own)
-            left = [size for at, size in enumerate(sizes) if at != dim]  # type: ignore[arg-type]
+            left = [size for at, size in enumerate(sizes) if at != dim]
             if found is not None:
                 return found if before == after else _each(value, found, dim, aten.view.default, left)
     return None
@@ -145,23 +149,25 @@ def _number(shape: Sequence[int | str]) -> int:
 
 
 def _unsqueezed(value: fx.Node, dim: int) -> Members | None:
-    at = value.args[1] % len(value.meta["shape"])  # type: ignore[operator]
-    found = None if at == dim else members(value.args[0], dim - (at < dim))
+    read, at = _arguments(value)
+    at %= len(value.meta["shape"])
+    found = None if at == dim else members(read, dim - (at < dim))
     return _each(value, found, dim, aten.unsqueeze.default, at - (at > dim))
 
 
 def _squeezed(value: fx.Node, dim: int) -> Members | None:
-    read, at = value.args
-    at = at % len(read.meta["shape"])  # type: ignore[union-attr, operator]
-    if read.meta["shape"][at] != 1:  # type: ignore[union-attr]
+    read, at = _arguments(value)
+    at %= len(read.meta["shape"])
+    if read.meta["shape"][at] != 1:
         return members(read, dim)
     own = dim + (at <= dim)
     return _each(value, members(read, own), dim, aten.squeeze.dim, at - (at > own))
 
 
 def _flipped(value: fx.Node, dim: int) -> Members | None:
-    found = members(value.args[0], dim)
-    along = [at % len(value.meta["shape"]) for at in value.args[1]]  # type: ignore[union-attr, operator]
+    read, dims = _arguments(value)
+    found = members(read, dim)
+    along = [at % len(value.meta["shape"]) for at in dims]
     return (found[0], found[1][::-1]) if found is not None and along == [dim] else None
 
 

@@ -105,12 +105,12 @@ def _total(node: fx.Node, parts: Sequence[fx.Node], factors: Sequence[fx.Node] =
 
 def _summed(node: fx.Node) -> fx.Node | None:
     """Σ of the members of a stack, each with its weight."""
-    value, dims = node.args[:2]
+    value = node.args[0]
+    dims: Any = node.args[1] if len(node.args) > 1 else None
     if not isinstance(value, fx.Node) or not value.meta["shape"] or not dims or node.kwargs:
         return None
-    rank = len(value.meta["shape"])
-    dim = dims[0] % rank  # type: ignore[index, operator]
-    found = members(value, dim) if len(dims) == 1 else None  # type: ignore[arg-type]
+    dim: int = dims[0] % len(value.meta["shape"])
+    found = members(value, dim) if len(dims) == 1 else None
     if found is None:
         return None
     total = _total(node, found[1])
@@ -254,8 +254,8 @@ def _beside(node: fx.Node) -> fx.Node | None:
     one, other = node.args[:2]
     assert isinstance(one, fx.Node)
     assert isinstance(other, fx.Node)
-    rank = len(one.meta["shape"])
-    dim = node.kwargs.get("dim", -1) % rank  # type: ignore[operator]
+    along: Any = node.kwargs.get("dim", -1)
+    dim: int = along % len(one.meta["shape"])
     for value, weight in ((one, other), (other, one)):
         if one.meta["shape"] == other.meta["shape"] and (found := _alone(value, dim, weight)) is not None:
             return _by_weights(node, found, weight, dim, None)
