@@ -68,6 +68,9 @@ def _pieces(node: fx.Node) -> tuple[int, list[fx.Node]] | None:
             return None
         writes.append((place, base))
         base = base.args[0]
+    shapes = [value.meta["shape"] for _, write in writes for value in (write, write.args[1])]  # type: ignore[union-attr]
+    if not all(isinstance(size, int | str) for shape in shapes for size in shape):
+        return None
     if not isinstance(base, fx.Node) or base.target not in FILLS or len(writes) < 2:
         return None
     writes.sort(key=lambda one: one[0])

@@ -41,7 +41,12 @@ def members(value: Any, dim: int) -> Members | None:
     if value.target in (aten.mul.Tensor, aten.div.Tensor):
         return _multiplied(value, dim)
     laid = _LAID.get(value.target)
-    return None if laid is None else laid(value, dim)
+    return laid(value, dim) if laid is not None and _is_known(value) and _is_known(value.args[0]) else None
+
+
+def _is_known(value: Any) -> bool:
+    """Sizes are numbers and names; one that is counted from values cannot be compared."""
+    return all(isinstance(size, int | str) for size in value.meta.get("shape", ()))
 
 
 def like(node: fx.Node, op: Any, *args: Any) -> fx.Node:

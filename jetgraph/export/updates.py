@@ -79,7 +79,7 @@ def drop_copy(node: fx.Node) -> None:
 def takes_everything(node: fx.Node, at: int) -> bool:
     """A slice is all of a value, or what is written into one is; `at` is the argument that all is of."""
     where = node.args[at + 1 :]
-    return _is_float(node) and _same(node, node.args[at]) and _written_out(aten.slice.Tensor, where)[1:] == (0, END, 1)
+    return _is_float(node) and _written_out(aten.slice.Tensor, where)[1:] == (0, END, 1) and _same(node, node.args[at])
 
 
 # Reading what was written
