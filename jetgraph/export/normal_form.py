@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from jetgraph.export.buffers import write_buffers_as_pieces
 from jetgraph.export.cells import write_out_steps
+from jetgraph.export.complex_parts import write_complex_parts
 from jetgraph.export.factors import broadcast, distribute_over_differences, distribute_over_own_sums, is_zeros
 from jetgraph.export.masks import call_attention_as_models_do
 from jetgraph.export.projections import write_projections_beside
@@ -54,6 +56,8 @@ def normalise(graph: fx.Graph) -> None:
     _write_dot_products(graph)
     _write_scattered_sums_alike(graph)
     _unfuse_sums(graph)
+    write_complex_parts(graph)
+    write_buffers_as_pieces(graph)
     write_sums_over_stacks(graph)
     nest_stacks(graph)
     _write_sums_as_adds(graph)
@@ -393,6 +397,7 @@ _UNFUSED: dict[Any, Callable[[fx.Node, _Writer], fx.Node | None]] = {
     aten.addcdiv.default: lambda node, write: _unfused_product(node, write, aten.div.Tensor),
     aten.addmm.default: lambda node, write: _unfused_matrix_product(node, write, aten.mm.default),
     aten.baddbmm.default: lambda node, write: _unfused_matrix_product(node, write, aten.bmm.default),
+    aten.addmv.default: lambda node, write: _unfused_matrix_product(node, write, aten.mv.default),
     aten.addbmm.default: _unfused_sum_of_products,
     aten.lerp.Scalar: _unfused_lerp,
     aten.lerp.Tensor: _unfused_lerp,

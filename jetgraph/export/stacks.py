@@ -2,7 +2,8 @@
 
     sum(stack([a, b, …], d), d)                 → a + b + …, and mean's like
     sum(stack([a, b, …], d) · w, d)             → a·w₀ + b·w₁ + …, with w's entries along d
-    einsum("n…,n->…", stack([a, b, …]), w)      → the same
+    einsum("n…,n->…", stack([a, b, …]), w)      → the same, and so tensordot, stack(…, -1) @ w, w @ stack(…).flatten(1)
+    cumsum(stack([a, b, …], d), d)[…, -1]       → a + b + …
     stack([a, b, c], d) after stack([a, b], d)  → cat(cat(a, b), c) of unsqueezed values
 
 So a weighted sum of layers is one of points, however it is spelled. Where weights are made of the stack itself, as in
@@ -11,14 +12,15 @@ attention over layers, that is a value of which the sum is a function, and stays
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import fx
 
-from jetgraph.export.factors import broadcast, is_made_of
+from jetgraph.export.factors import is_made_of
+from jetgraph.export.members import LAYOUTS, Members, entry, like, members, stacked_along, unsqueezed
 
 aten = torch.ops.aten
 
@@ -29,12 +31,8 @@ def write_sums_over_stacks(graph: fx.Graph) -> None:
         if not _is_float(node):
             continue
         with graph.inserting_before(node):
-            if node.target in (aten.sum.dim_IntList, aten.mean.dim):
-                total = _summed(node)
-            elif node.target is aten.einsum.default:
-                total = _contracted(node)
-            else:
-                continue
+            write = _SUMS.get(node.target)
+            total = None if write is None else write(node)
         if total is not None:
             node.replace_all_uses_with(total)
             graph.erase_node(node)
@@ -47,7 +45,7 @@ def nest_stacks(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not aten.stack.default:
             continue
-        parts, dim = list(node.args[0]), _dim(node)
+        parts, dim = list(node.args[0]), stacked_along(node)
         inside = [one for one in earlier if one[2] == dim and len(one[1]) < len(parts)]
         whole = node
         for other, pieces, _ in sorted(inside, key=lambda one: -len(one[1])):
@@ -58,9 +56,9 @@ def nest_stacks(graph: fx.Graph) -> None:
                     earlier = [(other if one[1] is pieces else one[0], *one[1:]) for one in earlier]
                 with graph.inserting_before(node):
                     ends = [
-                        [_unsqueezed(part, dim) for part in some] for some in (parts[:at], parts[at + len(pieces) :])
+                        [unsqueezed(part, dim) for part in some] for some in (parts[:at], parts[at + len(pieces) :])
                     ]
-                    whole = _like(node, aten.cat.default, [*ends[0], other, *ends[1]], dim)
+                    whole = like(node, aten.cat.default, [*ends[0], other, *ends[1]], dim)
                     whole.meta = dict(node.meta)
                 node.replace_all_uses_with(whole)
                 graph.erase_node(node)
@@ -71,7 +69,7 @@ def nest_stacks(graph: fx.Graph) -> None:
 def _laid_side_by_side(stack: fx.Node, parts: Sequence[Any], dim: int) -> fx.Node:
     """A stack that grows later on, as a concatenation, which what it grows by is put beside likewise."""
     with stack.graph.inserting_before(stack):
-        whole = _like(stack, aten.cat.default, [_unsqueezed(part, dim) for part in parts], dim)
+        whole = like(stack, aten.cat.default, [unsqueezed(part, dim) for part in parts], dim)
     whole.meta = dict(stack.meta)
     stack.replace_all_uses_with(whole)
     stack.graph.erase_node(stack)
@@ -82,79 +80,54 @@ def _is_float(node: fx.Node) -> bool:
     return getattr(node.meta.get("dtype"), "is_floating_point", False)
 
 
-def _dim(stack: fx.Node) -> int:
-    """The dimension along which the parts lie."""
-    dim: Any = stack.args[1] if len(stack.args) > 1 else stack.kwargs.get("dim", 0)
-    return dim % len(stack.meta["shape"])
-
-
-def _like(node: fx.Node, op: Any, *args: Any) -> fx.Node:
-    """A node in the place of another one, of the shape that its operands have together."""
-    made = node.graph.call_function(op, args)
-    shapes = [arg.meta["shape"] for arg in args if isinstance(arg, fx.Node)]
-    made.meta = {**node.meta, "shape": reduce(broadcast, shapes) if shapes else node.meta["shape"]}
-    return made
-
-
-def _unsqueezed(part: fx.Node, dim: int) -> fx.Node:
-    made = _like(part, aten.unsqueeze.default, part, dim)
-    shape = part.meta["shape"]
-    made.meta["shape"] = (*shape[:dim], 1, *shape[dim:])
-    return made
-
-
-def _entry(node: fx.Node, dim: int, place: int) -> fx.Node:
-    made = _like(node, aten.select.int, node, dim, place)
-    shape = node.meta["shape"]
-    made.meta["shape"] = (*shape[:dim], *shape[dim + 1 :])
-    return made
-
-
 # Sums
+
+
+def _total(node: fx.Node, parts: Sequence[fx.Node], factors: Sequence[fx.Node] = ()) -> fx.Node:
+    """The sum of values, times factors if there are any; what is laid out alike, as flattened layers are, is so after
+    that, as far as factors are numbers.
+    """
+    first, *others = parts
+    if first.target in LAYOUTS and not any(factor.meta["shape"] for factor in factors):
+        read = [part.args[0] for part in parts]
+        shapes = {one.meta["shape"] for one in read if isinstance(one, fx.Node)}
+        if (
+            all((part.target, *part.args[1:]) == (first.target, *first.args[1:]) for part in others)
+            and len(shapes) == 1
+        ):
+            total = like(node, first.target, _total(node, read, factors), *first.args[1:])  # type: ignore[arg-type]
+            total.meta["shape"] = first.meta["shape"]
+            return total
+    if factors:
+        parts = [like(node, aten.mul.Tensor, *pair) for pair in zip(parts, factors, strict=True)]
+    return reduce(lambda one, other: like(node, aten.add.Tensor, one, other), parts)
 
 
 def _summed(node: fx.Node) -> fx.Node | None:
     """Σ of the members of a stack, each with its weight."""
-    value, dims = node.args[:2]
+    value = node.args[0]
+    dims: Any = node.args[1] if len(node.args) > 1 else None
     if not isinstance(value, fx.Node) or not value.meta["shape"] or not dims or node.kwargs:
         return None
-    keep = len(node.args) > 2 and bool(node.args[2])
-    rank = len(value.meta["shape"])
-    dim = dims[0] % rank  # type: ignore[index, operator]
-    found = _members(value, dim) if len(dims) == 1 else None  # type: ignore[arg-type]
-    if keep or found is None:
+    dim: int = dims[0] % len(value.meta["shape"])
+    found = members(value, dim) if len(dims) == 1 else None
+    if found is None:
         return None
-    _, members = found
-    total = reduce(lambda one, other: _like(node, aten.add.Tensor, one, other), members)
-    return _like(node, aten.div.Tensor, total, len(members)) if node.target is aten.mean.dim else total
+    total = _total(node, found[1])
+    if node.target is aten.mean.dim:
+        total = like(node, aten.div.Tensor, total, len(found[1]))
+    return unsqueezed(total, dim) if len(node.args) > 2 and node.args[2] else total
 
 
-def _members(value: fx.Node, dim: int) -> tuple[fx.Node, list[fx.Node]] | None:
-    """A stack, and along its dimension the entries of a value that is it or a multiple of it; two or more."""
-    if value.target is aten.stack.default and _dim(value) == dim:
-        parts: Any = value.args[0]
-        return (value, list(parts)) if len(parts) > 1 else None
-    if value.target not in (aten.mul.Tensor, aten.div.Tensor) or value.kwargs:
+def _last_of_running_sums(node: fx.Node) -> fx.Node | None:
+    """An entry of a running sum over a stack: the sum of its members so far."""
+    running, dim, place = node.args
+    if not isinstance(running, fx.Node) or running.target is not aten.cumsum.default or not isinstance(place, int):
         return None
-    left, right = value.args
-    for one, other in ((left, right), (right, left))[: 2 if value.target is aten.mul.Tensor else 1]:
-        if isinstance(one, fx.Node) and one.meta.get("shape") == value.meta["shape"]:
-            found = _members(one, dim)
-            if found is not None and not is_made_of(other, found[0]):
-                stack, members = found
-                rank, number = len(value.meta["shape"]), len(members)
-                factors = [_weight(other, dim, rank, place) for place in range(number)]
-                return stack, [_like(value, value.target, *pair) for pair in zip(members, factors, strict=True)]
-    return None
-
-
-def _weight(factor: Any, dim: int, rank: int, place: int) -> Any:
-    """What the entry at a place is multiplied by."""
-    if not isinstance(factor, fx.Node):
-        return factor
-    shape = factor.meta["shape"]
-    own = dim - (rank - len(shape))
-    return factor if own < 0 else _entry(factor, own, 0 if shape[own] == 1 else place)
+    rank = len(running.meta["shape"])
+    dim = dim % rank  # type: ignore[operator]
+    found = members(running.args[0], dim) if running.args[1] % rank == dim else None  # type: ignore[operator]
+    return None if found is None else _total(node, found[1][: place % len(found[1]) + 1])
 
 
 def _contracted(node: fx.Node) -> fx.Node | None:
@@ -173,22 +146,131 @@ def _contracted(node: fx.Node) -> fx.Node | None:
         parts: Any = stack.args[0] if stack.target is aten.stack.default else ()
         if len(parts) < 2 or len(set(own)) < len(own):
             continue
-        along = own[_dim(stack)]
+        along = own[stacked_along(stack)]
         rest = own.replace(along, "")
-        if output != rest or along not in others or [one for one in own if one in others] != list(others):
+        if output != rest or along not in others or len(set(others)) < len(others) or not set(others) <= set(own):
             continue
         if is_made_of(weight, stack):
             return None
         summands = [_weighed(node, part, weight, others, rest, along, place) for place, part in enumerate(parts)]
-        return reduce(lambda one, other: _like(node, aten.add.Tensor, one, other), summands)
+        return _total(node, summands)
     return None
 
 
 def _weighed(node: fx.Node, part: fx.Node, weight: fx.Node, letters: str, rest: str, along: str, place: int) -> fx.Node:
     """A part times its weight, which has a size of one for each letter that it lacks."""
-    factor = _entry(weight, letters.index(along), place)
+    factor = entry(weight, letters.index(along), place)
     own: Sequence[str] = letters.replace(along, "")
+    order = sorted(range(len(own)), key=lambda at: rest.index(own[at]))
+    if order != sorted(order):
+        shape = factor.meta["shape"]
+        factor = like(factor, aten.permute.default, factor, order)
+        factor.meta["shape"] = tuple(shape[at] for at in order)
     for dim, letter in enumerate(rest):
         if own and letter not in own:
-            factor = _unsqueezed(factor, dim)
-    return _like(node, aten.mul.Tensor, part, factor)
+            factor = unsqueezed(factor, dim)
+    return like(node, aten.mul.Tensor, part, factor)
+
+
+# Products with weights
+
+
+def _multiplied(node: fx.Node) -> fx.Node | None:
+    """A matrix product over a dimension of a stack that gives one sum: with a vector, a column or a row."""
+    one, other = node.args[:2]
+    if not isinstance(one, fx.Node) or not isinstance(other, fx.Node) or node.kwargs:
+        return None
+    ranks = len(one.meta["shape"]), len(other.meta["shape"])
+    if ranks[0] > 1 and (ranks[1] == 1 or other.meta["shape"][-1] == 1):
+        found = _alone(one, ranks[0] - 1, other)
+        if found is not None:
+            return _by_weights(node, found, other, max(ranks[1] - 2, 0), None if ranks[1] == 1 else -1)
+    if ranks[1] > 1 and (ranks[0] == 1 or one.meta["shape"][-2] == 1):
+        found = _alone(other, ranks[1] - 2, one)
+        if found is not None:
+            return _by_weights(node, found, one, ranks[0] - 1, None if ranks[0] == 1 else -2)
+    return None
+
+
+def _projected(node: fx.Node) -> fx.Node | None:
+    """A linear layer of one output over the last dimension of a stack."""
+    value, weight, bias = (*node.args, None)[:3]
+    if not isinstance(value, fx.Node) or not isinstance(weight, fx.Node) or node.kwargs:
+        return None
+    shape = weight.meta["shape"]
+    found = _alone(value, len(value.meta["shape"]) - 1, weight) if len(shape) == 1 or shape[0] == 1 else None
+    if found is None:
+        return None
+    total = _by_weights(node, found, weight, len(shape) - 1, None if len(shape) == 1 else -1)
+    return total if bias is None else like(node, aten.add.Tensor, total, bias)
+
+
+def _by_vector(node: fx.Node) -> fx.Node | None:
+    """A product over the last dimension of a stack with a vector, or over a named dimension."""
+    one, other = node.args[:2]
+    assert isinstance(one, fx.Node)
+    assert isinstance(other, fx.Node)
+    dims: Any = node.args[2:] or ([-1], [-1])
+    for value, weight, own in ((one, other, dims[0]), (other, one, dims[1])):
+        if len(own) == 1 and len(weight.meta["shape"]) == 1 and not node.kwargs:
+            found = _alone(value, own[0] % len(value.meta["shape"]), weight)
+            if found is not None:
+                return _by_weights(node, found, weight, 0, None)
+    return None
+
+
+def _alone(value: fx.Node, dim: int, weight: fx.Node) -> Members | None:
+    """The members of a stack that is made for this sum: what else is read of it would read it as a whole."""
+    found = members(value, dim)
+    if found is None or is_made_of(weight, found[0]):
+        return None
+    at = found[0]
+    while at is not value:
+        if len(at.users) > 1:
+            return None
+        (at,) = (user for user in at.users if user is value or is_made_of(value, user))
+    return found if len(value.users) == 1 else None
+
+
+def _by_weights(node: fx.Node, found: Members, weight: fx.Node, dim: int, one: int | None) -> fx.Node:
+    """Σ of members times entries of the weight along a dimension; `one` where the product has a dimension of size one,
+    counted from the end.
+    """
+    factors = [_as_number(entry(weight, dim, place)) for place in range(len(found[1]))]
+    total = _total(node, found[1], factors)
+    return total if one is None else unsqueezed(total, len(total.meta["shape"]) + 1 + one)
+
+
+def _as_number(factor: fx.Node) -> fx.Node:
+    """A factor that is one number, without dimensions."""
+    if all(size == 1 for size in factor.meta["shape"]):
+        for _ in factor.meta["shape"]:
+            factor = entry(factor, 0, 0)
+    return factor
+
+
+def _beside(node: fx.Node) -> fx.Node | None:
+    """A product entry by entry, summed over the dimension of a stack."""
+    one, other = node.args[:2]
+    assert isinstance(one, fx.Node)
+    assert isinstance(other, fx.Node)
+    along: Any = node.kwargs.get("dim", -1)
+    dim: int = along % len(one.meta["shape"])
+    for value, weight in ((one, other), (other, one)):
+        if one.meta["shape"] == other.meta["shape"] and (found := _alone(value, dim, weight)) is not None:
+            return _by_weights(node, found, weight, dim, None)
+    return None
+
+
+_SUMS: dict[Any, Callable[[fx.Node], fx.Node | None]] = {
+    aten.sum.dim_IntList: _summed,
+    aten.mean.dim: _summed,
+    aten.select.int: _last_of_running_sums,
+    aten.einsum.default: _contracted,
+    aten.tensordot.default: _by_vector,
+    aten.inner.default: _by_vector,
+    aten.linalg_vecdot.default: _beside,
+    aten.linear.default: _projected,
+    **dict.fromkeys((aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default), _multiplied),
+}
+"""Operators that sum over dimensions, by how they are written out."""

@@ -39,8 +39,8 @@ def write_updates_as_sums(graph: fx.Graph) -> None:
         if node.op != "call_function" or not _is_float(node):
             continue
         if node.target is aten.copy.default:
-            _drop_copy(node)
-        elif node.target in _WRITES:
+            drop_copy(node)
+        elif node.target in WRITES:
             _read_past_writes(node)
         elif _accumulates(node):
             _write_accumulated(node)
@@ -69,17 +69,23 @@ def _same(node: fx.Node, other: Any) -> bool:
     return _is_float(other) and all(node.meta.get(key) == other.meta.get(key) for key in ("shape", "dtype"))
 
 
-def _drop_copy(node: fx.Node) -> None:
+def drop_copy(node: fx.Node) -> None:
     """copy(a, b) is b where nothing is cast or expanded."""
     if _same(node, node.args[1]):
         node.replace_all_uses_with(node.args[1])  # type: ignore[arg-type]
         node.graph.erase_node(node)
 
 
+def takes_everything(node: fx.Node, at: int) -> bool:
+    """A slice is all of a value, or what is written into one is; `at` is the argument that all is of."""
+    where = node.args[at + 1 :]
+    return _is_float(node) and _written_out(aten.slice.Tensor, where)[1:] == (0, END, 1) and _same(node, node.args[at])
+
+
 # Reading what was written
 
 
-_WRITES: dict[Any, Any] = {aten.select.int: aten.select_scatter.default, aten.slice.Tensor: aten.slice_scatter.default}
+WRITES: dict[Any, Any] = {aten.select.int: aten.select_scatter.default, aten.slice.Tensor: aten.slice_scatter.default}
 """By operator that reads a part, the one that writes into it."""
 
 
@@ -88,10 +94,10 @@ def _read_past_writes(node: fx.Node) -> None:
     no say, as in a list of layers that lies in one tensor.
     """
     base: Any = node.args[0]
-    place = _entries(node)
-    while place is not None and base.target in _WRITES.values() and not base.kwargs:
-        written = _entries(base)
-        if written == place and base.target is _WRITES[node.target] and _same(node, base.args[1]):
+    place = entries(node)
+    while place is not None and base.target in WRITES.values() and not base.kwargs:
+        written = entries(base)
+        if written == place and base.target is WRITES[node.target] and _same(node, base.args[1]):
             node.replace_all_uses_with(base.args[1])
             node.graph.erase_node(node)
             return
@@ -101,9 +107,9 @@ def _read_past_writes(node: fx.Node) -> None:
     node.args = (base, *node.args[1:])
 
 
-def _entries(node: fx.Node) -> tuple[int, int, int] | None:
+def entries(node: fx.Node) -> tuple[int, int, int] | None:
     """The dimension, first entry and end of what is read or written, if these are known."""
-    writes = node.target in _WRITES.values()
+    writes = node.target in WRITES.values()
     base, where = node.args[0], node.args[2 if writes else 1 :]
     assert isinstance(base, fx.Node)
     is_one = node.target in (aten.select.int, aten.select_scatter.default)
@@ -141,17 +147,18 @@ def _write_accumulated(node: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
-_FILLS = {
+FILLS = {
     aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten.full.default, aten.full_like.default,
     aten.new_full.default, aten.empty.memory_format, aten.empty_like.default,
 }  # fmt: skip
+"""Operators that make a constant, or what nobody reads."""
 
 
 def _is_filled(base: fx.Node) -> bool:
     """What is added to starts as a constant, as where a mixture of experts gathers what they make."""
     while _accumulates(base):
         base = base.args[0]  # type: ignore[assignment]
-    return base.target in _FILLS
+    return base.target in FILLS
 
 
 # Operators that overwrite

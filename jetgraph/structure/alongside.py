@@ -23,7 +23,7 @@ from torch import fx
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.images import held_image
-from jetgraph.structure.joins import find_joins, find_sums, flattened, is_inside, only_steers, with_depth
+from jetgraph.structure.joins import bare, find_joins, find_sums, flattened, is_inside, only_steers, with_depth
 from jetgraph.structure.lines import gates
 from jetgraph.structure.operators import IDENTITY, SCALES, aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
@@ -81,18 +81,18 @@ def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
     group = _together(flow, joins)
     if not group:
         return None
+    walks = _walks(flow, group)
     grown = _concatenations(join for join in group if join.concatenates)
-    if grown:
+    if grown and not _hold(flow, group, walks):
         summed = dataflow(_as_sums(flow, grown))
         together = side_by_side(summed, find_joins(summed))
         if together is not None:
             return together
-    walks = _walks(flow, group)
     if _left_out(group, walks):
         later = dataflow(_in_rounds(flow, group))
         again = _together(later, find_joins(later))
-        others = _walks(later, again)
-        if len(again) == len(group) and _left_out(again, others) < _left_out(group, walks):
+        others = _walks(later, again) if len(again) == len(group) else []
+        if others and _left_out(again, others) < _left_out(group, walks):
             flow, walks = later, others
     if not walks:
         return None
@@ -109,6 +109,24 @@ def _concatenations(joins: Iterable[Join]) -> list[fx.Node]:
     """The concatenations that these joins are, and those from which they go on, the first ones first."""
     found = dict.fromkeys(node for join in joins for node in (join.fork, join.node) if packet_of(node) is aten.cat)
     return list(found)
+
+
+def _hold(flow: Dataflow, group: Iterable[Join], walks: Sequence[tuple[_Walk, Lying]]) -> bool:
+    """The joins of a group make values of one walk's states, but for concatenations that layers of it read, or what
+    comes after it does: pieces of a state lie side by side there, and nothing grows.
+    """
+    if len(walks) != 1:
+        return False
+    ((walk, _),) = walks
+    states = [walk.start, *(step.state for step in walk.steps)]
+    read = set[fx.Node]()
+    for state, step in zip(states, walk.steps, strict=False):
+        read.update(_way(flow, state, [branch for each in step.nexts for branch in each.branches]))
+    last = walk.steps[-1].at
+    return all(
+        join.node in walk.values or (join.concatenates and (join.node in read or flow.depends(join.node, last)))
+        for join in group
+    )
 
 
 def _as_sums(flow: Dataflow, nodes: Sequence[fx.Node]) -> Traced:
@@ -166,7 +184,7 @@ def _together(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
     group = _reading_each_other(flow, joins)
     if not group and len(joins) > 1:
         joins = _with_values_of_branches(flow, joins)
-        group = _reading_each_other(flow, joins)
+        group = _reading_each_other(flow, joins) or _crossing(flow, joins)
     if not group:
         return ()
     # The last state may be made by joins of which none reads another one, and go into a sum of its values.
@@ -180,6 +198,32 @@ def _together(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
     return group
 
 
+def _crossing(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
+    """Joins, and sums beyond them, of which each adds to one what is made of others that add to each other in turn: in
+    x, y ← x + f(y), y + g(x) no later sum has a fork that its branch reads.
+    """
+    ends = {join.node: join for join in joins if not join.concatenates}
+    crossing: dict[fx.Node, tuple[fx.Node, set[fx.Node]]] = {}
+    for node in flow.nodes:
+        if node in ends or node not in flow or not _is_whole_sum(node):
+            continue
+        operands = [operand for operand in flattened(flow, node, ()).operands if operand in flow]
+        kept = [operand for operand in operands if operand in ends]
+        read = set[fx.Node]().union(*(gates(flow, operand, ends) for operand in operands if operand not in kept))
+        pairs = [pair for one in read for end in kept for pair in ((one, end), (end, one))]
+        if len(kept) == 1 and pairs and not any(flow.depends(*pair) for pair in pairs):
+            crossing[node] = kept[0], read
+            ends[node] = bare(flattened(flow, node, ()))
+    # Each goes on with a value, and reads one with which another one goes on.
+    number = -1
+    while number != len(crossing):
+        number = len(crossing)
+        added, seen = {kept for kept, _ in crossing.values()}, {one for _, read in crossing.values() for one in read}
+        crossing = {node: (kept, read) for node, (kept, read) in crossing.items() if kept in seen and read <= added}
+    made = {one for kept, read in crossing.values() for one in (kept, *read)}
+    return tuple(ends[node] for node in flow.ordered({*crossing, *made}))
+
+
 def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
     """The joins with the sums over points of a stream that look like code of one branch: where the speed of a stream is
     a stream itself, h + v seems to be made in the branch that reads it.
@@ -191,7 +235,14 @@ def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Joi
         adds = join.fork in starts and not any(branch.node in found for branch in join.branches)
         if node not in found and (join.fork in found or adds):
             found[node] = join
-    return with_depth([found[node] for node in flow.ordered(found)])
+    laid = {node for node, join in found.items() if join.concatenates and _lays_streams(flow, join, found)}
+    return with_depth([found[node] for node in flow.ordered(found.keys() - laid)])
+
+
+def _lays_streams(flow: Dataflow, join: Join, found: Mapping[fx.Node, Join]) -> bool:
+    """A concatenation lays streams side by side: what its fork was made into was added to one that started before."""
+    sums = (found[operand] for operand in join.operands if operand in found and flow.depends(operand, join.fork))
+    return any(one.skip is not None and not flow.depends(one.fork, join.fork) for one in sums)
 
 
 def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
@@ -282,6 +333,7 @@ def _all_walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
         walk = _walk(flow, cuts, ends, joined)
         if walk is None:
             return
+        walk = _further(flow, walk)
         past = flow.positions[walk.steps[-1].at]
         # One step alone that adds splits a value into branches, unless what it starts from is there already.
         first, *further = [step for step in walk.steps if any(each.branches for each in step.nexts)] or walk.steps
@@ -304,6 +356,39 @@ def _is_one(walk: _Walk) -> bool:
             return False
         before, last = step.state, made[0].node
     return last is not None
+
+
+def _further(flow: Dataflow, walk: _Walk) -> _Walk:
+    """The walk with the steps after it that each add to one value what is made of another one, while all that are
+    read further on are kept: the last rounds of registers that shift, of which none is read by a sum any more, look
+    like layers of one point.
+    """
+    cuts = _cuts(flow, flow.nodes[flow.positions[walk.steps[-1].at] :])
+    steps = list(walk.steps)
+    for node, live in cuts.items():
+        state = steps[-1].state
+        if len(state) < 2:
+            break
+        step = _step(flow, state, node, live, all_carried=False) if _is_whole_sum(node) else None
+        if step is not None and _crosses(flow, state, step):
+            steps.append(step)
+    longer = replace(walk, steps=tuple(steps))
+    return walk if lying(longer.values) is None else longer
+
+
+def _crosses(flow: Dataflow, state: Sequence[fx.Node], step: _Step) -> bool:
+    """A step keeps values of a state as they are, or lays some side by side, but for some that it adds to, by what
+    reads another one; or it is the sum of all in which they end.
+    """
+    if _is_mixed(flow, state, step) or any(each.gates for each in step.nexts):
+        return False
+    if len(step.nexts) == 1 and len(step.nexts[0].skip) > 1:
+        return set(step.nexts[0].skip) <= {*state}
+    changed = [each for each in step.nexts if each.branches]
+    return all(set(each.skip) <= {*state} and len(each.skip) == 1 for each in changed) and all(
+        any(flow.depends(branch, other) for branch in each.branches for other in state if other not in each.skip)
+        for each in changed
+    )
 
 
 def _cuts(flow: Dataflow, nodes: Sequence[fx.Node]) -> Cuts:

@@ -162,6 +162,56 @@ class Coupled(Reversible):
         return self.blocks[step](state[0]), torch.zeros_like(state[0])
 
 
+class Registers(Net):
+    """Three values that move up; the last one gets what was first, and what is made of the others side by side."""
+
+    width = 3 * WIDTH
+    rounds, read = 5, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [(nn.Linear(self.read * WIDTH, WIDTH), PreNorm(WIDTH).mlp) for _ in range(self.rounds)]
+        self.blocks = nn.ModuleList(nn.Sequential(*each) for each in layers)
+
+    def start(self, x: Tensor) -> State:
+        return self.embed(x).chunk(self.width // WIDTH, -1)
+
+    def step(self, step: int, state: State) -> State:
+        first, *others = state
+        return (*others, first + self.blocks[step](torch.cat(others[: self.read], -1)))
+
+    def carried(self, step: int, state: State) -> State:
+        return (*state[1:], state[0])
+
+    def added(self, step: int, state: State) -> State:
+        made = self.blocks[step](torch.cat(state[1 : 1 + self.read], -1))
+        return (*(torch.zeros_like(made) for _ in state[1:]), made)
+
+
+class Projected(Registers):
+    """Each starts with a projection of its own; all have been added to once."""
+
+    rounds = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts = nn.ModuleList(nn.Linear(self.width, WIDTH, bias=False) for _ in range(3))
+
+    def start(self, x: Tensor) -> State:
+        return tuple(start(self.embed(x)) for start in self.starts)
+
+
+class OneByOne(Registers):
+    """Each layer reads the next register alone, as in a generalised Feistel network."""
+
+    rounds, read = 6, 1
+
+
+class Four(Registers):
+    width = 4 * WIDTH
+    rounds, read = 5, 3
+
+
 class AltUp(Reversible):
     """All values are predicted, one of them passes the block, and what that has added corrects all."""
 
@@ -299,7 +349,10 @@ class Dynamic(Hyper):
 
 @pytest.mark.parametrize(
     "kind",
-    [Reversible, Averaged, Momentum, Nesterov, Stopped, Coupled, AltUp, Predicted, Hyper, Dynamic],
+    [
+        *(Reversible, Averaged, Momentum, Nesterov, Stopped, Coupled, AltUp, Predicted, Hyper, Dynamic),
+        *(Registers, OneByOne, Four),
+    ],
 )
 @torch.no_grad()
 def test_terms_of_streams_that_read_each_other(kind: type[Net]) -> None:
@@ -441,6 +494,39 @@ class Further(Ahead):
 
     def further(self, h: Tensor) -> Tensor:
         return self.layer(0, h)
+
+
+class Crossed(Reversible):
+    """Each of two values is added what is made of the other one as it was, all at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others = nn.ModuleList(PreNorm(WIDTH).mlp for _ in self.blocks)
+
+    def step(self, step: int, state: State) -> State:
+        one, two = state
+        return one + self.blocks[step](two), two + self.others[step](one)
+
+
+class Rotating(Crossed):
+    """Of three that start with projections, each is added what is made of the next one."""
+
+    width = 3 * WIDTH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, WIDTH)
+        self.starts = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+        self.blocks, self.others = self.blocks[:2], self.others[:2]
+
+    def start(self, x: Tensor) -> State:
+        h = self.embed(x)
+        return tuple(start(h) for start in self.starts)
+
+    def step(self, step: int, state: State) -> State:
+        one, two, three = state
+        f, g = self.others[step], self.others[step - 1]
+        return one + f(two), two + g(three), three + g(one)
 
 
 class Levels(Net):
@@ -633,6 +719,9 @@ class Scores(Pairs):
         (Midpoint, ["L0.mlp", "L1.mlp", "L1.norm", "L2.mlp"]),  # which alone reads what the second layer has made
         (Residual, ["L0.mlp", "L0.norm", "L1.mlp", "L1.norm", "L2.mlp", "L2.norm", "L3.mlp"]),
         (Narrow, ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp", "L4.mlp", "L5.mlp"]),
+        (Projected, ["L0.mlp", "L1.mlp", "L2.mlp"]),
+        (Crossed, [f"L{at}.mlp" for at in range(8)]),
+        (Rotating, [f"L{at}.mlp" for at in range(6)]),
     ],
 )
 @torch.no_grad()

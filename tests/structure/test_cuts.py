@@ -492,6 +492,23 @@ def summed_up(s, x):
     return s.out((q.unsqueeze(-2) @ state).squeeze(-2).transpose(1, 2).flatten(2))
 
 
+def folded(s, x):
+    """Windows that `fold` puts back where they were, after they may have been more than one at a place."""
+    q, k, v = (f(x).reshape(-1, 3, 2, 2, 4).transpose(2, 3) for f in (s.q, s.k, s.v))
+    y = (scaled(q, k) @ v).permute(0, 2, 4, 3, 1).reshape(-1, 16, 3)
+    y = F.fold(y, (6, 1), (2, 1), stride=(2, 1)).flatten(2)
+    return s.out(F.unfold(y.unsqueeze(-1), (1, 1)).transpose(1, 2))
+
+
+def buffered(s, x):
+    """Each head is written into what was allocated for all."""
+    q, k, v = (f(x).unflatten(-1, (2, 4)) for f in (s.q, s.k, s.v))
+    y = torch.zeros(x.shape[0], 2, x.shape[1], 4)
+    for head in range(2):
+        y[:, head] = scaled(q[:, :, head], k[:, :, head]) @ v[:, :, head]
+    return s.out(y.transpose(1, 2).flatten(2))
+
+
 LAYOUTS = {
     # name: (attention, heads, width of keys and values)
     "windows": (windows, 2, 8),
@@ -520,12 +537,14 @@ LAYOUTS = {
     "two kinds": (two_kinds, 4, 8),
     "retention": (retention, 2, 8),
     "summed up": (summed_up, 2, 8),
+    "folded": (folded, 2, 8),
+    "buffered": (buffered, 2, 8),
     "single": (single, 1, 8),
     "one feature": (one_feature, 8, 8),
 }
 
 
-FIXED = {"windows", "windows in the batch", "image", "normed by head", "retention"}
+FIXED = {"folded", "windows", "windows in the batch", "image", "normed by head", "retention"}
 """Those that have the number of positions written down."""
 SHORT = ["image", "sequence first", "chunks"]
 """Those whose views read differently where all sizes are numbers."""

@@ -132,6 +132,8 @@ LAYOUTS: dict[Any, LayoutOf] = {
     aten.stack: rearranging.stacked,
     aten.diff: rearranging.differences,
     aten.unfold: rearranging.windows,
+    aten.im2col: rearranging.blocks,
+    aten.col2im: rearranging.blocks_together,
     aten.repeat_interleave: rearranging.interleaved,
     **dict.fromkeys(
         _packets("slice_scatter select_scatter scatter scatter_add scatter_reduce index_add index_copy"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -131,6 +132,27 @@ def windows(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layo
     shape = node.meta["shape"]
     cut = resized(d, layout, shape[:-1], [bound["dimension"] % len(layout.dims)])
     return replace(cut, dims=(*cut.dims, d.fresh(shape[-1])))
+
+
+@of_one
+def blocks(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout:
+    """nn.functional.unfold: [channels, rows, columns] become [channels · places of a block, blocks]."""
+    places = (*layout.at(-2), *layout.at(-1))
+    inside = d.fresh(math.prod(bound["kernel_size"]))
+    number = (Factor(Size.of(node.meta["shape"][-1]), places),)
+    return laid_out(layout, [*layout.dims[:-3], (*layout.at(-3), *inside), number], places)
+
+
+@of_one
+def blocks_together(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout | None:
+    """nn.functional.fold: what lies at one pixel in several blocks is added up; channels stay as they are."""
+    shape = node.meta["shape"]
+    (channels, inside), lost = d.regrouped(layout.at(-2), [shape[-3], math.prod(bound["kernel_size"])])
+    if lost:
+        return None
+    places = (*inside, *layout.at(-1))
+    made = [(Factor(Size.of(size), places),) if places else () for size in shape[-2:]]
+    return laid_out(layout, [*layout.dims[:-2], channels, *made], places)
 
 
 def _piece(layout: Layout, place: int, kept: list[Factors], number: int | None) -> Layout:
