@@ -333,14 +333,21 @@ def _all_walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
         walk = _walk(flow, cuts, ends, joined)
         if walk is None:
             return
-        walk = _further(flow, walk)
+        shorter, walk = walk, _further(flow, walk)
+        # Of one layer alone those after it say whether there is another value that is added to.
+        is_one = _is_one(shorter if len(_adding(shorter)) > 1 else walk)
         past = flow.positions[walk.steps[-1].at]
         # One step alone that adds splits a value into branches, unless what it starts from is there already.
-        first, *further = [step for step in walk.steps if any(each.branches for each in step.nexts)] or walk.steps
-        if (further or (len(walk.start) > 1 and all(each.branches for each in first.nexts))) and not _is_one(walk):
+        first, *further = _adding(walk) or walk.steps
+        if (further or (len(walk.start) > 1 and all(each.branches for each in first.nexts))) and not is_one:
             yield walk
         cuts = {node: live for node, live in cuts.items() if flow.positions[node] >= past}
         ends = [node for node in ends if flow.positions[node] > past]
+
+
+def _adding(walk: _Walk) -> list[_Step]:
+    """The steps that add to a value."""
+    return [step for step in walk.steps if any(each.branches for each in step.nexts)]
 
 
 def _is_one(walk: _Walk) -> bool:

@@ -50,7 +50,8 @@ def test_values_are_those_of_all_positions_there(
         for position in (-1, 0, [1, -1]):
             found, places = module.at(position, **example.inputs), whole.forward.places(position)
             assert list(found.hidden) == list(whole.hidden)
-            assert torch.equal(found.output, at_places(whole.output, places))
+            # One row and all of them may have other kernels for their products.
+            torch.testing.assert_close(found.output, at_places(whole.output, places), rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(found.total, at_places(whole.total, places), rtol=1e-5, atol=1e-6)
             shape = tuple(whole.output.shape)
             terms = torch.stack([there(term, places, shape) for term in whole.terms.values()])
