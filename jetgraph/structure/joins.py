@@ -246,13 +246,16 @@ def _unheld(join: Join, by_node: Found) -> Found:
 
 
 def _is_part_of(flow: Dataflow, inner: Join, join: Join, moved: Join, by_node: Found) -> bool:
-    """A sum below another one is no join of its own: it has the same fork, or one that a map makes of that, such as its
-    norm; or is a sum of points alone, without a branch, or of some of those that the other one sums, or its branches
-    are made of the fork of the other one, which adds an earlier point to them, or weighs points of the stream alone.
+    """A sum below another one is no join of its own: it has the same fork, or no skip but a map of what a map makes of
+    that, such as its norm; or is a sum of points alone, without a branch, or of some of those that the other one sums,
+    or its branches are made of the fork of the other one, which adds an earlier point to them, or weighs points of the
+    stream alone.
     """
     if inner.fork is join.fork:
         return moved is not join or not is_beside(flow, join, by_node)
-    if flow.carries(join.fork, inner.fork) and not any(map(mixes, flow.between(join.fork, inner.fork))):
+    # What is added to the norm itself is a join inside the branch.
+    of_map = flow.carries(join.fork, inner.fork) and not any(map(mixes, flow.between(join.fork, inner.fork)))
+    if of_map and inner.kind != "identity":
         return True
     across = all(flow.carries(join.fork, branch.node) for branch in inner.branches) and join.kind == "identity"
     weighed = join.kind == "gated" and all(branch.kind == "skip" for branch in join.branches)

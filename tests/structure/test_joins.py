@@ -288,7 +288,7 @@ def padded(net: Net, x: Tensor) -> Tensor:
 
 
 def adapted(net: Net, x: Tensor) -> Tensor:
-    """An affine adapter beside a block, and the norm that both read, in brackets of their own."""
+    """An affine adapter beside a block, in brackets of their own; what is added to the norm itself is a join there."""
     h = net.stem(x)
     for block in net.blocks[:2]:
         n = net.norm(h)
@@ -336,7 +336,7 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     ),
     oscillating: ([*[("projection", "adapter")] * 3, ("projection", "")], 0),
     padded: ([("identity", "blocks.0")], 1),
-    adapted: ([("identity", name) for name in ("blocks.0", "side", "blocks.1", "side", "L2.mix", "blocks.2")], 0),
+    adapted: ([("identity", name) for name in ("blocks.0", "side", "blocks.1", "side", "blocks.2")], 1),
     in_a_branch: ([("identity", ""), ("identity", "")], 2),
 }
 """By net, the joins of its stream with what their branches are named after, and how many others are nested in them."""
