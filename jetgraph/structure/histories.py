@@ -21,7 +21,7 @@ from torch import fx
 from jetgraph.jets.registry import is_affine, readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import RANK, image_kind
-from jetgraph.structure.joins import flattened
+from jetgraph.structure.joins import summands_of_whole
 from jetgraph.structure.operators import aten, is_float_tensor
 from jetgraph.structure.pieces import Pieces, cleaned, copy_of, lying
 from jetgraph.tracing.traced import Traced
@@ -60,12 +60,7 @@ def side_by_side_in_lists(flow: Dataflow) -> Traced | None:
 def _weighings(flow: Dataflow) -> Iterator[_Weighing]:
     """The sums of multiples of several values that are no part of another sum, in execution order."""
     for node in flow.nodes:
-        if node not in flow or node.target is not aten.add.Tensor or not is_float_tensor(node):
-            continue
-        users = readers(node)
-        if len(users) == 1 and next(iter(users)).target is aten.add.Tensor:
-            continue
-        operands = [operand for operand in flattened(flow, node, ()).operands if operand in flow]
+        operands = summands_of_whole(flow, node)
         values = tuple(_value(flow, operand) for operand in operands)
         # What is added as it is goes on in the sum, which is a point of a stream then.
         weighed = set(values).isdisjoint(operands)

@@ -266,6 +266,16 @@ def _is_part_of(flow: Dataflow, inner: Join, join: Join, moved: Join, by_node: F
     )
 
 
+def summands_of_whole(flow: Dataflow, total: fx.Node) -> list[fx.Node]:
+    """The operands of a sum that is no part of another sum; nothing of another node."""
+    if total not in flow or total.target is not aten.add.Tensor or not is_float_tensor(total):
+        return []
+    users = readers(total)
+    if len(users) == 1 and next(iter(users)).target is aten.add.Tensor:
+        return []
+    return [operand for operand in flattened(flow, total, ()).operands if operand in flow]
+
+
 def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum:
     """The tree of adds that ends at a node; an add that something else reads too, or that is closed, is a leaf."""
     leaves: list[fx.Node] = []

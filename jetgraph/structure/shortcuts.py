@@ -18,12 +18,12 @@ import torch
 from torch import fx
 
 from jetgraph.jets.arithmetic import working_dtype
-from jetgraph.jets.registry import bind, nodes_in, readers
+from jetgraph.jets.registry import bind, nodes_in
 from jetgraph.jets.rules.norms import rms_eps
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import RANK, affine_past, multiplied
-from jetgraph.structure.joins import flattened
-from jetgraph.structure.operators import aten, is_float_tensor, mixes, packet_of
+from jetgraph.structure.joins import summands_of_whole
+from jetgraph.structure.operators import aten, mixes, packet_of
 from jetgraph.structure.pieces import cleaned, copy_of
 from jetgraph.tracing.traced import Traced
 
@@ -49,12 +49,7 @@ _CENTRED = {aten.layer_norm: True, aten.rms_norm: False, aten.group_norm: True, 
 
 def _on_shortcuts(flow: Dataflow, total: fx.Node) -> Iterator[fx.Node]:
     """The norms of which a summand is a multiple, or a norm, beside one that a layer makes of what they read."""
-    if total not in flow or total.target is not aten.add.Tensor or not is_float_tensor(total):
-        return
-    users = readers(total)
-    if len(users) == 1 and next(iter(users)).target is aten.add.Tensor:
-        return
-    operands = [operand for operand in flattened(flow, total, ()).operands if operand in flow]
+    operands = summands_of_whole(flow, total)
     for operand in operands:
         others = [other for other in operands if other is not operand]
         for image, norms in _normed(flow, operand):
