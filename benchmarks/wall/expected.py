@@ -22,6 +22,13 @@ class Expected:
 
     joins: int
     read: str
+    kinds: str = ""
+    """Of branches, as `attn 2, mlp 2`; empty where nobody wrote them down."""
+
+    def counted(self) -> dict[str, int]:
+        """The branches of each kind."""
+        pairs = (part.rsplit(maxsplit=1) for part in self.kinds.split(",") if part.strip())
+        return {kind.strip(): int(number) for kind, number in pairs}
 
 
 @cache

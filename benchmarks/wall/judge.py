@@ -1,9 +1,13 @@
-"""One class of transformers: built tiny, traced, and held against plain interpretation and its own hidden states."""
+"""One class of transformers, or one net of another library: built tiny, traced, and held against plain interpretation
+and its own hidden states."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -17,8 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import jetgraph as jg
 from benchmarks.wall import configs, inputs
 from benchmarks.wall.by_hand import MADE
-from benchmarks.wall.expected import expected
+from benchmarks.wall.expected import Expected, expected
 from benchmarks.wall.hidden import found_states
+from benchmarks.wall.libraries import Net, module_of
 from benchmarks.wall.sums import exported_sums
 from jetgraph.jets.series import Series
 from jetgraph.structure.heads import HeadsError, find_heads
@@ -44,8 +49,12 @@ class Finding:
     verdict: Verdict = "not built"
     reason: str = ""
     joins: int = 0
+    expected: int | None = None
+    """Joins by its code, where somebody read it."""
     streams: int = 0
     points: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    """How many branches there are of each kind."""
     hidden: tuple[int, int] | None = None
     """How many of the model's hidden states are points of a stream, of how many."""
     values: int = 0
@@ -67,15 +76,26 @@ class Finding:
         return asdict(self)
 
 
-def judge(kind: str, name: str, report: Callable[[Finding], None]) -> None:
-    """Look at one class; what is known so far is reported on the way, for a look that is cut off."""
+@dataclass(frozen=True)
+class Built:
+    """A tiny model, what it is given, by name, and what its code says of its joins."""
+
+    model: nn.Module
+    given: dict[str, Any]
+    expected: Expected | None
+
+
+def judge(kind: str, name: str, report: Callable[[Finding], None], library: bool = False) -> None:
+    """Look at one class (a net of another library: `kind` says which); what is known so far is reported on the way, for
+    a look that is cut off.
+    """
     found = Finding(kind, name, reason="building it")
     report(found)
-    built = _built(found)
+    built = _net(found) if library else _built(found)
     if built is None:
         report(found)
         return
-    model, given = built
+    model, given = built.model, built.given
     found.verdict, found.reason, found.inputs = "time", "tracing it", list(given)
     report(found)
     started = time.process_time()
@@ -89,7 +109,7 @@ def judge(kind: str, name: str, report: Callable[[Finding], None]) -> None:
         found.seconds = time.process_time() - started
         found.reason = "checking it"
         report(found)
-        _look(found, graph, model, given)
+        _look(found, graph, built)
     found.seconds = found.seconds or time.process_time() - started
     report(found)
 
@@ -99,7 +119,26 @@ def _said(error: Exception) -> str:
     return re.sub(r"\S*/site-packages/", "", str(error))
 
 
-def _built(found: Finding) -> tuple[nn.Module, dict[str, Tensor]] | None:
+def _net(found: Finding) -> Built | None:
+    """A net of another library; None where it cannot be imported or built, the reason being noted."""
+    try:
+        net: Net = importlib.import_module(module_of(found.type)).NETS[found.model]
+        torch.manual_seed(0)
+        model = net.build().eval()
+        torch.manual_seed(0)
+        given = net.inputs()
+        if not isinstance(given, dict):
+            given = dict(inspect.signature(model.forward).bind(*given).arguments)
+        with torch.no_grad():
+            model(**given)
+    except Exception as error:  # whatever a library or a model checks
+        found.reason = f"{type(error).__name__}: {_short(error)}"
+        return None
+    found.weights = sum(weight.numel() for weight in model.parameters())
+    return Built(model, given, Expected(net.joins, net.read, net.kinds))
+
+
+def _built(found: Finding) -> Built | None:
     """A tiny model of the class with inputs that it takes; None where there is none, the reason being noted."""
     kind, made = getattr(transformers, found.model), MADE.get(found.type)
     failures: list[str] = []
@@ -127,7 +166,7 @@ def _built(found: Finding) -> tuple[nn.Module, dict[str, Tensor]] | None:
                     failures.append(f"{', '.join(given)}: {type(error).__name__}: {_short(error)}")
                     continue
                 found.weights = sum(weight.numel() for weight in model.parameters())
-                return model, given
+                return Built(model, given, expected().get(found.model))
     except Exception as error:
         failures.append(f"{type(error).__name__}: {_short(error)}")
     found.reason = failures[0] if failures else "no inputs are known for what it takes"
@@ -138,8 +177,10 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _look(found: Finding, graph: jg.ResidualGraph, model: nn.Module, given: dict[str, Tensor]) -> None:
+def _look(found: Finding, graph: jg.ResidualGraph, built: Built) -> None:
     """Joins, hidden states, heads, and values and slopes of every region elsewhere."""
+    model, given, read = built.model, built.given, built.expected
+    found.expected = read and read.joins
     found.joins, found.streams = len(graph.joins), len(graph.streams)
     found.points = len(graph.stream.points)
     found.sizes = graph.traced.dynamic
@@ -155,11 +196,13 @@ def _look(found: Finding, graph: jg.ResidualGraph, model: nn.Module, given: dict
             faults += step()
         except Exception as error:  # a fault of ours, or of the check
             faults.append(f"{type(error).__name__}: {_short(error)}")
-    read = expected().get(found.model)
+    found.kinds = dict(Counter(branch.kind for join in graph.joins for branch in join.branches))
     if faults:
         found.verdict, found.reason = "wrong", "; ".join(faults[:3])
     elif read is not None and read.joins != found.joins:
         found.verdict, found.reason = "joins", f"its code has {read.joins}: {read.read}"
+    elif read is not None and read.kinds and read.counted() != found.kinds:
+        found.verdict, found.reason = "joins", f"its code has branches of {read.kinds}"
     elif not found.joins and (sums := exported_sums(model, given)):
         found.verdict, found.reason = "joins", f"no join was found; {sums[0]} is one"
     elif found.hidden is not None and found.hidden[0] < found.hidden[1]:

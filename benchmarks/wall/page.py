@@ -1,9 +1,10 @@
-"""The lines of a wall → docs/architectures.md."""
+"""The lines of a wall → docs/architectures.md (transformers), docs/libraries.md (others)."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,37 +25,96 @@ MEANINGS = {
 """Verdicts, in the order in which they are counted."""
 
 
-def written(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The page."""
-    lines = sorted(lines, key=lambda line: str(line["model"]).lower())
-    number = Counter(line["verdict"] for line in lines)
+def lines_of(library: bool) -> Path:
+    """Where the lines of a wall are kept: that of transformers, or that of other libraries."""
+    return Path("benchmarks/wall/libraries.jsonl" if library else "benchmarks/wall/architectures.jsonl")
+
+
+def write(lines: Sequence[Mapping[str, Any]], library: bool) -> None:
+    """The page of a wall, where the documentation has it."""
+    if library:
+        Path("docs/libraries.md").write_text(libraries(lines), encoding="utf-8")
+    else:
+        Path("docs/architectures.md").write_text(architectures(lines), encoding="utf-8")
+
+
+def architectures(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The page of transformers' classes."""
     tried = [line for line in lines if line["verdict"] not in ("not built", "random")]
-    built = len(tried) + number["random"]
-    seconds = [line["seconds"] for line in tried if line["verdict"] in ("right", "wrong", "joins") and line["seconds"]]
-    counts = [f"| {verdict} | {number[verdict]} | {meaning} |" for verdict, meaning in MEANINGS.items()]
+    random = sum(line["verdict"] == "random" for line in lines)
     return "\n".join(
         (
             "# Architectures",
             "",
             f"{len(lines)} classes of transformers {transformers.__version__} were looked at, with torch "
-            f"{torch.__version__.split('+')[0]}, one for each kind of config;\n{built} could be built, of which "
-            f"{number['random']} give something else each time. Of the other {len(tried)}, {number['right']} are right"
-            + (f", {100 * number['right'] / len(tried):.1f} %. " if tried else ". ")
-            + (f"A trace takes {median(seconds):.1f} s (median)." if seconds else ""),
+            f"{_torch_version()}, one for each kind of config;\n{len(tried) + random} could be built, of which "
+            f"{random} give something else each time. {_shares(tried)} [Other libraries](libraries.md) have a page of "
+            "their own.",
             "",
-            "| verdict | classes | meaning |",
-            "| --- | ---: | --- |",
-            *counts,
+            *_counts(lines),
             "",
             JUDGED,
             "## Table",
             "",
             "| class | joins | expected | verdict | hidden states | regions | heads | seconds | sizes | reason |",
             "| --- | ---: | ---: | --- | --- | --- | --- | ---: | --- | --- |",
-            *map(_row, lines),
+            *map(_row, _sorted(lines)),
             "",
         )
     )
+
+
+def libraries(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The page of nets of other libraries."""
+    tried = [line for line in lines if line["verdict"] not in ("not built", "random")]
+    page = [
+        "# Other libraries",
+        "",
+        f"{len(lines)} nets of other libraries than transformers, one for each family of blocks, tiny and with random "
+        f"weights, with torch {_torch_version()}. {_shares(tried)}",
+        "",
+        *_counts(lines),
+        "",
+        LIBRARIES_JUDGED,
+    ]
+    for library in sorted({line["type"] for line in lines}):
+        page += [
+            f"## {library}",
+            "",
+            "| net | joins | expected | branches | verdict | regions | heads | seconds | reason |",
+            "| --- | ---: | ---: | --- | --- | --- | --- | ---: | --- |",
+            *(_library_row(line) for line in _sorted(lines) if line["type"] == library),
+            "",
+        ]
+    return "\n".join(page)
+
+
+def _sorted(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(lines, key=lambda line: str(line["model"]).lower())
+
+
+def _torch_version() -> str:
+    return torch.__version__.split("+")[0]
+
+
+def _shares(tried: Sequence[Mapping[str, Any]]) -> str:
+    """Of those that were tried, how many are right, and how long a trace takes."""
+    if not tried:
+        return ""
+    right = sum(line["verdict"] == "right" for line in tried)
+    seconds = [line["seconds"] for line in tried if line["verdict"] in ("right", "wrong", "joins") and line["seconds"]]
+    return f"Of {len(tried)} that were tried, {right} are right, {100 * right / len(tried):.1f} %. " + (
+        f"A trace takes {median(seconds):.1f} s (median)." if seconds else ""
+    )
+
+
+def _counts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    number = Counter(line["verdict"] for line in lines)
+    return [
+        "| verdict | nets | meaning |",
+        "| --- | ---: | --- |",
+        *(f"| {verdict} | {number[verdict]} | {meaning} |" for verdict, meaning in MEANINGS.items() if number[verdict]),
+    ]
 
 
 JUDGED = """## What was judged, and how
@@ -88,6 +148,15 @@ alone, and is given random inputs by the names of its arguments.
 """The middle of the page."""
 
 
+LIBRARIES_JUDGED = """`python -m benchmarks.wall run --libraries` judges those that are installed, none of which is
+needed, in the same way as [transformers' classes](architectures.md): each region at three other values against plain
+interpretation, its derivative against `torch.func.jvp`, which branches of attention can be cut into heads. How many
+joins a net has, and mostly of which kinds the branches are, a person has read off its code before it was traced; what
+was read is told in `benchmarks/wall/libraries`.
+"""
+"""The middle of that page."""
+
+
 def _row(line: Mapping[str, Any]) -> str:
     hidden, heads = (_of(line.get(name)) for name in ("hidden", "heads"))
     looked = line["verdict"] in ("right", "wrong", "joins")
@@ -101,6 +170,22 @@ def _row(line: Mapping[str, Any]) -> str:
         heads if looked else "",
         f"{line['seconds']:.1f}" if looked and line["seconds"] else "",
         line.get("sizes", ""),
+        _reason(line["reason"]),
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _library_row(line: Mapping[str, Any]) -> str:
+    looked = line["verdict"] in ("right", "wrong", "joins")
+    cells = (
+        line["model"],
+        line["joins"] if looked else "",
+        line.get("expected", ""),
+        ", ".join(f"{kind} {number}" for kind, number in line.get("kinds", {}).items()),
+        line["verdict"],
+        f"{line['values']}, {line['slopes']}" if looked else "",
+        _of(line["heads"]) if looked else "",
+        f"{line['seconds']:.1f}" if looked and line["seconds"] else "",
         _reason(line["reason"]),
     )
     return f"| {' | '.join(map(str, cells))} |"
