@@ -11,14 +11,12 @@ So a sum of parts is one of the values that they are. What adds to a complex str
 from __future__ import annotations
 
 import operator
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import fx
 
-from jetgraph.export.factors import broadcast
-from jetgraph.export.members import stacked_along
+from jetgraph.export.members import like, stacked_along
 
 aten = torch.ops.aten
 
@@ -151,13 +149,11 @@ def _with_imaginary(one: Any, other: Any) -> tuple[Part, Part] | None:
 # Arithmetic
 
 
-def _made(like: fx.Node, op: Any, *args: Any) -> fx.Node:
-    made = like.graph.call_function(op, args)
-    shapes = [arg.meta["shape"] for arg in args if isinstance(arg, fx.Node)]
-    dtype = like.meta["dtype"]
-    made.meta = {**like.meta, "dtype": dtype.to_real() if dtype.is_complex else dtype}
-    if shapes:
-        made.meta["shape"] = reduce(broadcast, shapes)
+def _made(node: fx.Node, op: Any, *args: Any) -> fx.Node:
+    """A real node in the place of one that may be complex."""
+    made = like(node, op, *args)
+    dtype = node.meta["dtype"]
+    made.meta["dtype"] = dtype.to_real() if dtype.is_complex else dtype
     return made
 
 
