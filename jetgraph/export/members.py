@@ -38,6 +38,13 @@ def members(value: Any, dim: int) -> Members | None:
     if value.target is aten.stack.default and stacked_along(value) == dim:
         parts: Any = value.args[0]
         return (value, list(parts)) if len(parts) > 1 else None
+    if value.target is aten.cat.default:
+        pieces = _side_by_side(value, dim)
+        return (
+            None
+            if pieces is None or {piece.meta["shape"][dim] for piece in pieces} != {1}
+            else (value, _entries(pieces, dim))
+        )
     if value.target in (aten.mul.Tensor, aten.div.Tensor):
         return _multiplied(value, dim)
     laid = _LAID.get(value.target)
@@ -71,6 +78,47 @@ def entry(node: fx.Node, dim: int, place: int) -> fx.Node:
     shape = node.meta["shape"]
     made.meta["shape"] = (*shape[:dim], *shape[dim + 1 :])
     return made
+
+
+# Concatenations
+
+
+def _side_by_side(value: Any, dim: int) -> list[fx.Node] | None:
+    """The pieces of a concatenation along this dimension, two or more."""
+    if not isinstance(value, fx.Node) or value.target is not aten.cat.default or value.kwargs:
+        return None
+    pieces: Any = value.args[0]
+    along: Any = value.args[1] if len(value.args) > 1 else 0
+    return list(pieces) if along % len(value.meta["shape"]) == dim and len(pieces) > 1 else None
+
+
+def _entries(pieces: Sequence[fx.Node], dim: int) -> list[fx.Node]:
+    """What pieces of size one have there."""
+
+    def without(piece: fx.Node) -> fx.Node:
+        read, at = (*piece.args, None)[:2]
+        laid = piece.target is aten.unsqueeze.default and at % len(piece.meta["shape"]) == dim  # type: ignore[operator]
+        return read if laid else entry(piece, dim, 0)  # type: ignore[return-value]
+
+    return list(map(without, pieces))
+
+
+def _cut(value: fx.Node, dim: int) -> Members | None:
+    """The pieces of a concatenation that is cut into these: cat(a, b, -1).view(…, 2, d)."""
+    read, sizes = _arguments(value)
+    after = value.meta["shape"]
+    pieces = _side_by_side(read, dim)
+    if pieces is None or len({piece.meta["shape"] for piece in pieces}) > 1 or after[dim] != len(pieces):
+        return None
+    shape = pieces[0].meta["shape"]
+    own, whole = (after[dim + 1 :], shape[dim:])
+    if after[:dim] != shape[:dim] or _open(own) != _open(whole) or _number(own) != _number(whole):
+        return None
+    left = [size for at, size in enumerate(sizes) if at != dim]
+    made = [piece if own == whole else like(value, aten.view.default, piece, left) for piece in pieces]
+    for one in made:
+        one.meta["shape"] = (*after[:dim], *own)
+    return read, made
 
 
 # Multiples
@@ -131,6 +179,8 @@ def _permuted(value: fx.Node, dim: int) -> Members | None:
 
 
 def _viewed(value: fx.Node, dim: int) -> Members | None:
+    if (found := _cut(value, dim)) is not None:
+        return found
     read, sizes = _arguments(value)
     before, after = read.meta["shape"], value.meta["shape"]
     for own, size in enumerate(before):

@@ -3,7 +3,9 @@
     sum(stack([a, b, …], d), d)                 → a + b + …, and mean's like
     sum(stack([a, b, …], d) · w, d)             → a·w₀ + b·w₁ + …, with w's entries along d
     einsum("n…,n->…", stack([a, b, …]), w)      → the same, and so tensordot, stack(…, -1) @ w, w @ stack(…).flatten(1)
+    conv2d(stack([a, b, …], 1), w) of 1 × 1     → the same, for one channel
     cumsum(stack([a, b, …], d), d)[…, -1]       → a + b + …
+    sum(cat([a, b], -1).view(…, 2, d), -2)      → a + b, and so of cat([a.unsqueeze(0), b.unsqueeze(0)])
     stack([a, b, c], d) after stack([a, b], d)  → cat(cat(a, b), c) of unsqueezed values
 
 So a weighted sum of layers is one of points, however it is spelled. Where weights are made of the stack itself, as in
@@ -136,8 +138,10 @@ def _contracted(node: fx.Node) -> fx.Node | None:
     assert isinstance(operands, Sequence)
     terms, arrow, output = str(equation).replace(" ", "").partition("->")
     letters = terms.split(",")
-    if not arrow or "." in terms or len(letters) != 2 or node.kwargs:
+    if not arrow or "." in terms or len(letters) > 2 or node.kwargs:
         return None
+    if len(letters) == 1:
+        return _left_out(node, operands[0], letters[0], output)
     for at in (0, 1):
         stack, weight = operands[at], operands[1 - at]
         assert isinstance(stack, fx.Node)
@@ -155,6 +159,23 @@ def _contracted(node: fx.Node) -> fx.Node | None:
         summands = [_weighed(node, part, weight, others, rest, along, place) for place, part in enumerate(parts)]
         return _total(node, summands)
     return None
+
+
+def _left_out(node: fx.Node, value: Any, own: str, output: str) -> fx.Node | None:
+    """An einsum of a stack alone, whose letter it leaves out."""
+    missing = [letter for letter in own if letter not in output]
+    if len(missing) != 1 or len(set(own)) < len(own):
+        return None
+    found = members(value, own.index(missing[0]))
+    if found is None:
+        return None
+    total, rest = _total(node, found[1]), own.replace(missing[0], "")
+    if output == rest:
+        return total
+    shape = total.meta["shape"]
+    total = like(node, aten.permute.default, total, [rest.index(letter) for letter in output])
+    total.meta["shape"] = tuple(shape[rest.index(letter)] for letter in output)
+    return total
 
 
 def _weighed(node: fx.Node, part: fx.Node, weight: fx.Node, letters: str, rest: str, along: str, place: int) -> fx.Node:
@@ -203,6 +224,21 @@ def _projected(node: fx.Node) -> fx.Node | None:
         return None
     total = _by_weights(node, found, weight, len(shape) - 1, None if len(shape) == 1 else -1)
     return total if bias is None else like(node, aten.add.Tensor, total, bias)
+
+
+def _convolved(node: fx.Node) -> fx.Node | None:
+    """A convolution of one channel, place by place, over the channels of a stack."""
+    value, weight, bias = (*node.args, None)[:3]
+    if not isinstance(value, fx.Node) or not isinstance(weight, fx.Node) or node.kwargs or len(node.args) > 3:
+        return None
+    one, channels, *places = weight.meta["shape"]
+    found = _alone(value, 1, weight) if {one, *places} == {1} and len(value.meta["shape"]) == len(places) + 2 else None
+    if found is None or len(found[1]) != channels:
+        return None
+    total = _by_weights(node, found, weight, 1, None)
+    if isinstance(bias, fx.Node):
+        total = like(node, aten.add.Tensor, total, _as_number(bias))
+    return unsqueezed(total, 1)
 
 
 def _by_vector(node: fx.Node) -> fx.Node | None:
@@ -271,6 +307,7 @@ _SUMS: dict[Any, Callable[[fx.Node], fx.Node | None]] = {
     aten.inner.default: _by_vector,
     aten.linalg_vecdot.default: _beside,
     aten.linear.default: _projected,
+    **dict.fromkeys((aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), _convolved),
     **dict.fromkeys((aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default), _multiplied),
 }
 """Operators that sum over dimensions, by how they are written out."""

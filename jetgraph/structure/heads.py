@@ -19,7 +19,7 @@ from jetgraph.structure.contractions import labels_of
 from jetgraph.structure.cuts import carry, find_neurons, needed
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, Size, follow, leaves
 from jetgraph.structure.kinds import attention_products
-from jetgraph.structure.operators import aten, is_mixing, packet_of
+from jetgraph.structure.operators import PRODUCTS, aten, is_mixing, packet_of
 from jetgraph.structure.parts import Axis
 from jetgraph.structure.reach import below
 from jetgraph.structure.regions import Cut, Region
@@ -39,8 +39,8 @@ def find_heads(region: Region) -> Cut | None:
     own value, and what does not come by these heads is the offset.
 
     Heads are what comes together with a head's features: where the features are summed over, by the output projection
-    as a rule, so are they, or the projection has other weights for each; without a projection both are in one dimension
-    of the branch's end. Without such a dimension there is one head, which is everything.
+    as a rule, so are they, or before that, or the projection has other weights for each; without a projection both are
+    in one dimension of the branch's end. Without such a dimension there is one head, which is everything.
 
     Parameters
     ----------
@@ -292,7 +292,8 @@ def _number(factors: Factors) -> int | None:
 
 
 def _met_by_features(cut: Cut, dimensions: Dimensions, features: Sequence[Factor]) -> dict[Factor, int]:
-    """The factors that are summed over, or merged, with a head's features, with their order there.
+    """The factors that are summed over, or merged, with a head's features, or summed over before, with their order
+    there.
 
     Raises `HeadsError` where the features cannot be followed that far.
     """
@@ -303,6 +304,7 @@ def _met_by_features(cut: Cut, dimensions: Dimensions, features: Sequence[Factor
         present = () if layout is None else layout.present
         return [factor for factor in present if not wanted.isdisjoint(leaves(factor.roots()))]
 
+    summed: list[Factor] = []
     for node in cut.carried:
         if "shape" not in node.meta:
             continue
@@ -314,6 +316,7 @@ def _met_by_features(cut: Cut, dimensions: Dimensions, features: Sequence[Factor
             # A head of one feature has no dimension of them.
             before = reads[0] if is_mixing(node) else None
         if before is None:
+            summed += _lost(dimensions, node, reads) if packet_of(node) in _SUMS else ()
             continue
         if node in dimensions.unknown:
             raise HeadsError(
@@ -324,13 +327,23 @@ def _met_by_features(cut: Cut, dimensions: Dimensions, features: Sequence[Factor
         assert one is not None
         assert after is not None
         gone = [factor for factor in one.present if factor not in after.present]
-        own = [factor for factor in one.present if factor in leaves(after.tied - one.tied)]
-        return _ordered([*(factor for factor, _ in one.pieces), *own, *gone])
+        own = [factor for factor in one.present if factor in leaves(dimensions.ties.get(node, ()))]
+        return _ordered([*summed, *(factor for factor, _ in one.pieces), *own, *gone])
     end = dimensions.get(cut.carried[-1] if cut.carried else cut.node)
     assert end is not None
-    return _ordered(
-        factor for dim in range(len(end.dims)) if set(held(end)) & set(end.at(dim)) for factor in end.at(dim)
-    )
+    merged = (factor for dim in range(len(end.dims)) if set(held(end)) & set(end.at(dim)) for factor in end.at(dim))
+    return _ordered([*summed, *merged])
+
+
+_SUMS = {aten.sum, aten.mean, *PRODUCTS}
+
+
+def _lost(dimensions: Dimensions, node: fx.Node, reads: Iterable[fx.Node]) -> list[Factor]:
+    """What a node sums over."""
+    after = dimensions.get(node)
+    assert after is not None
+    layouts = filter(None, map(dimensions.get, reads))
+    return [factor for layout in layouts for factor in layout.present if factor not in after.present]
 
 
 def _ordered(factors: Iterable[Factor]) -> dict[Factor, int]:

@@ -537,14 +537,15 @@ def _ungated(flow: Dataflow, join: Join, by_node: Found) -> Join:
     """The join with its fork at the value whose gated image is its fork, if a branch reads that value too.
 
     In hyper-connections h ↦ M = A(h) h comes first; M is what is added, and what the branch reads and is weighed by is
-    M and h.
+    M and h. Factors in which nothing mixes, such as a norm's, are gates only where a layer reads h besides.
     """
     if join.fork in by_node or join.skip is None or join.kind == "concat":
         return join
     for fork, held in gated_history(flow, join.fork):
         learned = any(mixes(node) for factor in held for node in flow.between(fork, factor))
-        reads = any(flow.depends(node, fork) for branch in join.branches for node in branch.region.context)
-        if learned and reads and same_size(fork, join.skip.exit):
+        read = [node for branch in join.branches for node in branch.region.context if flow.depends(node, fork)]
+        reads = bool(read) if learned else any(mixes(inner) for node in read for inner in flow.between(fork, node))
+        if reads and same_size(fork, join.skip.exit):
             total = Sum(join.node, join.operands, join.adds)
             others = [operand for operand in join.operands if operand in flow and operand is not join.skip.exit]
             regions = (flow.region(fork, other) for other in depending(flow, others, fork))

@@ -17,7 +17,7 @@ from jetgraph.jets.registry import readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import RANK, affine_history, affine_past, factored, same_size, widest
 from jetgraph.structure.kinds import branch_kind
-from jetgraph.structure.operators import Level, level, mixes
+from jetgraph.structure.operators import Level, is_mixing, level, mixes
 from jetgraph.structure.regions import Branch, Join, Region
 
 Found = Mapping[fx.Node, Join]
@@ -506,6 +506,9 @@ def read_alone(flow: Dataflow, operand: fx.Node, points: Sequence[fx.Node]) -> R
         # Of two values of one size, either could be the factor; one number for many places is no point of a stream.
         alike = [factor for factor in factors if same_size(factor, node)]
         if image is None or not image.affine or any(_is_image(flow, factor, points) for factor in alike):
+            continue
+        # Values that a layer makes, and sums of these over places by weights made of data, are an attention's.
+        if any(map(mixes, image.nodes)) and any(map(is_mixing, flow.between(node, operand, factors))):
             continue
         whole = flow.region(image.entry, operand, [factor for factor in factors if flow.depends(factor, points[0])])
         if whole.affine and not any(flow.depends(node, points[0]) for node in whole.side if node not in whole.held):

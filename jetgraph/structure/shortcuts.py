@@ -1,10 +1,10 @@
 """Norms on shortcuts, written out: with its statistics held, LN(h) is an affine image of h, and LN(h) + f(h) is a join.
 
-    LN(h) + f(h)    → r ⊙ (h − mean h) ⊙ w + b + f(h),    r = 1/√(var h + ε)
+    LN(h) + f(h)    → r ⊙ (h − mean h) ⊙ w + b + f(h),    r = 1/√(var h + ε);    and so LN(h) + f(LN(h), h)
 
 One operator has no value to hold; of its parts r is one. So a norm reads as it does where the code spells it by mean
-and rsqrt. It is written out where the sum adds something that a layer makes of what the norm reads, and of nothing that
-the norm gives: elsewhere it is a map of the stream, or code of a branch, and stays whole. Values stay as they are up to
+and rsqrt. It is written out where the sum adds something that a layer makes of what the norm reads, and not of what it
+gives alone: elsewhere it is a map of the stream, or code of a branch, and stays whole. Values stay as they are up to
 rounding.
 """
 
@@ -75,14 +75,21 @@ def _normed(flow: Dataflow, operand: fx.Node) -> Iterator[tuple[fx.Node, tuple[f
 
 
 def _is_beside_layer(flow: Dataflow, image: fx.Node, norms: Sequence[fx.Node], others: Sequence[fx.Node]) -> bool:
-    """Of what norms read a layer makes another summand, and of what they give it makes none; no summand is an affine
-    image of that: it would be the skip.
+    """Of what norms read a layer makes another summand, and of what they give it makes none, or reads both; no summand
+    is an affine image of that: it would be the skip.
     """
+    layers = [other for other in others if flow.depends(other, image)]
     return (
-        not any(flow.depends(other, norm) for norm in norms for other in others)
-        and any(flow.depends(other, image) and any(map(mixes, flow.between(image, other))) for other in others)
+        all(_reads_past(flow, image, norm, other) for other in layers for norm in norms if flow.depends(other, norm))
+        and any(any(map(mixes, flow.between(image, other))) for other in layers)
         and all(node is not image for other in others for node, _ in affine_past(flow, other))
     )
+
+
+def _reads_past(flow: Dataflow, image: fx.Node, norm: fx.Node, other: fx.Node) -> bool:
+    """What is made of a norm reads what that is of beside it, as an attention with queries of the one and keys of the
+    other."""
+    return any(flow.depends(node, image) for node in flow.region(norm, other).side)
 
 
 # Writing them

@@ -118,3 +118,53 @@ def test_a_stack_that_a_product_and_others_read_is_kept_whole() -> None:
     graph = jg.trace(Streams("").eval(), torch.randint(0, 9, (2, 4)), dynamic=False)
     assert sum("stack" in str(node.target) for node in graph.traced.graph.nodes) == 1
     assert sum("matmul" in str(node.target) for node in graph.traced.graph.nodes) == 1
+
+
+JOINED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cat of rows": lambda h, f: torch.cat([h[None], f.unsqueeze(0)]).sum(0),
+    "cat of entries": lambda h, f: torch.cat([h.unsqueeze(-1), f.view(*f.shape, 1)], -1).sum(-1),
+    "cat of features": lambda h, f: torch.cat([h, f], -1).view(*h.shape[:2], 2, WIDTH).sum(2),
+    "cat of positions": lambda h, f: torch.hstack([h, f]).view(h.shape[0], 2, *h.shape[1:]).sum(1),
+    "cat of batches": lambda h, f: 2 * torch.cat([h, f]).view(2, *h.shape).mean(0),
+    "einsum of one": lambda h, f: torch.einsum("nbtd->dtb", torch.stack([h, f])).permute(2, 1, 0),
+    "channels": lambda h, f: torch.conv2d(torch.stack([h, f], 1), h.new_ones(1, 2, 1, 1), h.new_ones(1)).squeeze(1),
+}
+
+
+class Joined(nn.Module):
+    """h and f(h) put side by side, and added up."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, 4), nn.GELU(), nn.Linear(4, WIDTH)) for _ in "ab")
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = JOINED[self.how](x, block(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("how", JOINED)
+@torch.no_grad()
+def test_what_is_put_side_by_side_and_added_up_is_a_sum(how: str) -> None:
+    torch.manual_seed(0)
+    net, x = Joined(how).eval().double(), torch.randn(2, 5, WIDTH).double()
+    graph = jg.trace(net, x)
+    assert [join.kind in ("identity", "scaled") for join in graph.stream.joins] == [True, True]
+    assert distance(graph(x.flip(0)[:, :3]), net(x.flip(0)[:, :3])) < EXACT
+    assert check_values(subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)) >= 4
+
+
+def test_pieces_of_which_one_is_read_further_lie_side_by_side_still() -> None:
+    """Two of three pieces, and pieces that are cut at other places, are no summands."""
+
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            wide = torch.cat([x, x.sin(), x.cos()], -1)
+            return wide.view(*x.shape[:-1], 2, 9).sum(-2) + torch.cat([x[..., :2], x.exp()[..., :4]], -1).sum(-1, True)
+
+    torch.manual_seed(0)
+    net, x = Cut().eval().double(), torch.randn(2, 6).double()
+    assert distance(jg.trace(net, x, dynamic=False)(x), net(x)) < EXACT

@@ -580,6 +580,49 @@ def test_heads_are_found_wherever_they_are(kind):
                 assert_close(forward.component(alias), expected)
 
 
+ADDED = {
+    "mean": lambda s, z: s.out(z.mean(1)),
+    "sum": lambda s, z: s.out(z.sum(1)),
+    "weights": lambda s, z: s.out(torch.einsum("bhtd,h->btd", z, s.k.bias[:2])),
+    "row": lambda s, z: s.out((s.k.bias[:2] @ z.flatten(2).transpose(0, 1).flatten(1)).view(-1, *z.shape[2:])),
+    "products": lambda s, z: (
+        torch.bmm(z.transpose(0, 1).flatten(1, 2), s.out.weight.view(2, 4, 8).repeat(1, 2, 1))
+        .view(2, -1, z.shape[2], 8)
+        .sum(0)
+    ),
+    "tensordot": lambda s, z: torch.tensordot(z.transpose(1, 2), s.out.weight.view(2, 4, 8).repeat(1, 2, 1), 2),
+    "tensordot by dims": lambda s, z: torch.tensordot(
+        s.out.weight.view(8, 2, 4).repeat(1, 1, 2), z, ([1, 2], [1, 3])
+    ).movedim(0, -1),
+}
+"""What is made of two heads of eight features, (batch, heads, positions, features), that are added up."""
+
+
+@pytest.mark.parametrize("way", ADDED)
+@torch.no_grad()
+def test_heads_that_are_added_up_before_their_projection_or_by_it(way):
+    torch.manual_seed(0)
+
+    def attend(s, x):
+        q, k = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (s.q, s.k))
+        return ADDED[way](s, scaled(q, k) @ s.v(x).unflatten(-1, (2, 8)).transpose(1, 2))
+
+    block = Layout(attend)
+    block.v = nn.Linear(8, 16)
+    block.double()
+    split = jg.trace(nn.Sequential(block).eval(), torch.randn(2, 6, 8).double()).split("heads")
+    assert [*split.branches] == ["L0.attn.head0", "L0.attn.head1"]
+    x = torch.randn(3, 5, 8).double()
+    forward = split.run(x)
+    nothing = copy.deepcopy(block)
+    nothing.v.weight.zero_(), nothing.v.bias.zero_()
+    for head in range(2):
+        alone = copy.deepcopy(block)
+        rows = slice(8, 16) if head == 0 else slice(8)
+        alone.v.weight[rows], alone.v.bias[rows] = 0, 0
+        assert_close(forward.component(f"L0.attn.head{head}"), alone(x) - nothing(x))
+
+
 def beside_a_constant(s, x):
     """What attention gives, and numbers that are not made of the stream."""
     one = torch.tanh(scaled(s.q(x), s.k(x)) @ s.v(x))

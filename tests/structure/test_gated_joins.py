@@ -537,6 +537,38 @@ def test_a_norm_of_a_norm_on_a_shortcut() -> None:
     assert [(join.kind, join.depth) for join in graph.joins] == [("gated", 0)] * 2
 
 
+class Both(Block):
+    """A layer that reads the norm on the shortcut, and what that is of."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.norm = way, nn.LayerNorm(WIDTH)
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in "qkv")
+
+    def forward(self, h: Tensor) -> Tensor:
+        n = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6) if "by hand" in self.way else self.norm(h)
+        if "product" in self.way:
+            return n + torch.tanh(self.q(n)) * self.v(h)
+        q, k, v = (n, h, h) if "keys" in self.way else (h, n, n)
+        return n + torch.softmax(self.q(q) @ self.k(k).mT, -1) @ self.v(v)
+
+
+@pytest.mark.parametrize("way", ["keys", "queries", "product", "keys, by hand", "queries, by hand", "product, by hand"])
+@torch.no_grad()
+def test_a_layer_over_a_norm_and_its_stream_is_one_of_the_stream(way: str) -> None:
+    torch.manual_seed(0)
+    net, x = Net(Both(way), Both(way)).eval().double(), torch.randint(0, 9, (2, 4))
+    graph = jg.trace(net, x)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("gated", 0)] * 2
+    # Nothing of the stream is held in the branch: at another point it is what the code makes of that.
+    forward = graph.run(x)
+    block, h = net.blocks[1], 3 * forward.point(1)
+    skip, branch = graph.joins[1].skip, graph.joins[1].branches[0]
+    assert skip is not None
+    norm = block.norm(h) if "hand" not in way else h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)
+    assert distance(forward.through(branch.region, h), block(h) - norm) < 1e-12
+
+
 class Shortcuts(Block):
     """Norms beside a layer that is made of none of what they read, or of what they give, or beside each other."""
 

@@ -319,3 +319,68 @@ def test_a_rim_is_no_level(padded: bool, last: bool, dynamic: bool) -> None:
     assert len(graph.streams) == 1
     assert sorted(join.depth for join in graph.joins) == [0, 0, 1, 1, 1, 1]
     assert [join.kind for join in graph.stream.joins] == ["identity", "identity"]
+
+
+class InducingPoints(nn.Module):
+    """Layers of a set transformer: a few learned points read the set and have a layer of their own, and the set reads
+    them; the skips of both are what asks.
+    """
+
+    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], projects: bool) -> None:
+        super().__init__()
+        self.attend = attend
+        self.points = nn.Parameter(torch.randn(1, 3, 8))
+        self.read, self.back, self.mlps = (
+            nn.ModuleList(nn.ModuleList(nn.Linear(8, 8) for _ in range(number)) for _ in range(2))
+            for number in (3, 3, 2)
+        )
+        self.projects, self.head = projects, nn.Linear(8, 2)
+
+    def reads(self, layers: nn.ModuleList, x: Tensor, y: Tensor) -> Tensor:
+        q, k, v = layers[0](x), layers[1](y), layers[2](y)
+        return (q if self.projects else x) + self.attend(q, k, v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for read, back, (inner, outer) in zip(self.read, self.back, self.mlps, strict=True):
+            h = self.reads(read, self.points.expand(len(x), -1, -1), x)
+            h = h + torch.relu(inner(h))
+            x = self.reads(back, x, h)
+            x = x + torch.relu(outer(x))
+        return self.head(x)
+
+
+def by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two heads in rows of the batch, as the first code of it has them."""
+    q, k, v = (torch.cat(one.split(4, -1)) for one in (q, k, v))
+    attended = torch.softmax(q @ k.transpose(1, 2) / 2, -1) @ v
+    return torch.cat(attended.chunk(2), -1)
+
+
+def by_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (one.unflatten(-1, (2, 4)) for one in (q, k, v))
+    weights = torch.softmax(torch.einsum("bihd,bjhd->bhij", q, k) / 2, -1)
+    return torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2)
+
+
+def by_places(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Weights that are no softmax."""
+    weights = torch.sigmoid(q @ k.transpose(1, 2))
+    return (weights / weights.sum(-1, keepdim=True)) @ v
+
+
+@pytest.mark.parametrize("projects", [True, False])
+@pytest.mark.parametrize("attend", [by_products, by_einsum, by_places], ids=lambda attend: attend.__name__)
+def test_what_a_set_reads_of_inducing_points_is_an_attention_and_no_gated_skip(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor], projects: bool
+) -> None:
+    torch.manual_seed(0)
+    net, x = InducingPoints(attend, projects).eval().double(), torch.randn(2, 5, 8).double()
+    graph = jg.trace(net, x)
+    outer = [(join.kind, [branch.kind for branch in join.branches]) for join in graph.stream.joins]
+    assert outer == 2 * [("projection" if projects else "identity", ["attn"]), ("identity", ["mlp"])]
+    # What the points have made is code of the branch in which the set reads them.
+    inner = [join for join in graph.joins if join.depth]
+    assert len(inner) == 2
+    assert {join.kind for join in inner} == {"identity"}
+    given = subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)
+    assert check_values(given) >= 6

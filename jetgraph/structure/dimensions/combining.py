@@ -148,6 +148,18 @@ def matrices(left: str, right: str) -> LayoutOf:
     return rule
 
 
+def contracted(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout:
+    """A product summed over pairs of dimensions; the others of both, in order."""
+    labelled: list[tuple[fx.Node, list[Hashable]]] = []
+    for name in ("self", "other"):
+        rank = len(bound[name].meta["shape"])
+        pairs = {at % rank: pair for pair, at in enumerate(bound[f"dims_{name}"])}
+        labels: list[Hashable] = [("summed", pairs[at]) if at in pairs else (name, at) for at in range(rank)]
+        labelled.append((bound[name], labels))
+    out = [label for _, labels in labelled for label in labels if label[0] != "summed"]  # type: ignore[index]
+    return d.joined(labelled, out, node.meta["shape"])
+
+
 def by_equation(d: Dimensions, node: fx.Node, bound: Mapping[str, Any]) -> Layout | None:
     """What the labels of an equation say."""
     labels = einsum_labels(bound["equation"], [len(operand.meta["shape"]) for operand in bound["tensors"]])

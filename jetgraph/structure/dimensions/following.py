@@ -44,6 +44,8 @@ class Dimensions:
             self._found[node] = Layout((self.start.dims[0], *map(self.fresh, node.meta["shape"][1:])))
         self.unknown: set[fx.Node] = set()
         """Nodes behind which the dimensions could not be followed any further."""
+        self.ties: dict[fx.Node, frozenset[Factor]] = {}
+        """By node, the factors that are tied by it, and maybe before it too."""
         for node in nodes:
             reads = [layout for arg in node.all_input_nodes if (layout := self.get(arg)) is not None]
             if not reads or node.target in SIZE_READS:
@@ -78,6 +80,8 @@ class Dimensions:
             self.unknown.add(node)
             mixed = frozenset(self.start.present).union(*(layout.present for layout in reads))
             layouts = Layout(tuple(map(self.fresh, node.meta.get("shape", ()))), mixed)
+        if isinstance(layouts, Layout):
+            self.ties[node] = layouts.tied
         mixed = frozenset[Factor]().union(*(layout.mixed for layout in reads))
         tied = frozenset[Factor]().union(*(layout.tied for layout in reads)) | self._counted(node)
 

@@ -151,6 +151,7 @@ LAYOUTS: dict[Any, LayoutOf] = {
     aten.addmm: combining.matrices("mat1", "mat2"),
     aten.baddbmm: combining.matrices("batch1", "batch2"),
     aten.einsum: combining.by_equation,
+    aten.tensordot: combining.contracted,
     aten.scaled_dot_product_attention: combining.attention,
 }
 """The rule of each operator, by its packet, besides those that have a Taylor rule of kind `elementwise`."""
