@@ -936,3 +936,32 @@ def test_many_parts_are_folded_in_the_tree(traced):
     assert "L0.mlp.neuron1 … neuron62: 62 parts like this one" in text
     assert "L0.mlp.neuron0 " in text
     assert len(text.splitlines()) < 20
+
+
+class Pixels(nn.Module):
+    """Pixels that attend, and tokens behind a first one to which they are added: what is added to the first has the
+    shape of what attention has made, and nothing else of it.
+    """
+
+    def __init__(self, normed: bool):
+        super().__init__()
+        self.qkv, self.out, self.give = nn.Linear(6, 18), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.norm = nn.LayerNorm(4) if normed else nn.Identity()
+
+    def forward(self, p):
+        h = torch.cat([self.token.expand(len(p), -1, -1), self.norm(self.give(p))], 1)
+        for _ in range(3):
+            q, k, v = self.qkv(p).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
+            p = p + self.out((torch.softmax(q @ k.mT, -1) @ v).transpose(1, 2).flatten(2))
+            p = p + self.out(torch.relu(p))
+            h = torch.cat([h[:, :1], h[:, 1:] + self.norm(self.give(p))], 1)
+        return h
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_zeros_beside_heads_are_none_of_them(normed):
+    torch.manual_seed(0)
+    model, p = Pixels(normed).eval(), torch.randn(2, 4, 6)
+    graph = jg.trace(model, p)
+    torch.testing.assert_close(graph.split("heads")(p), model(p))
