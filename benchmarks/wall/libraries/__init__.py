@@ -1,6 +1,7 @@
 """Nets of other libraries than transformers, tiny, with the joins that a person reads off their code.
 
-A library has a module here, named after it, with `NETS`. None of them is a requirement: what cannot be imported is left out.
+A library has a module here, named after it, with `NETS`. None of them is a requirement: what cannot be imported is left
+out.
 """
 
 from __future__ import annotations

@@ -82,7 +82,9 @@ def _layer(name: str, **arguments: Any) -> _Later:
 
 def _lines(*blocks: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """Blocks of a net that has no small arguments, one after the other, behind a convolution and before a head."""
-    return lambda: nn.Sequential(*(block() for block in blocks), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(5))
+    return lambda: nn.Sequential(
+        *(block() for block in blocks), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(5)
+    )
 
 
 def _lazy(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -195,9 +197,9 @@ NETS: dict[str, Net] = {
     ),
     "resnet_gc": _net(
         "resnet.ResNet",
-        8,
-        "4 Bottlenecks, global context added inside each branch",
-        layers=(1,) * 4,
+        10,
+        "5 Bottlenecks, global context added inside each branch",
+        layers=(2, 1, 1, 1),
         block_args={"attn_layer": "gca"},
         **_BOTTLE,
     ),
@@ -244,7 +246,15 @@ NETS: dict[str, Net] = {
         5,
         "5 PreBottlenecks",
         cfg=_of(
-            "regnet.RegNetCfg", depth=5, w0=8, wa=12.0, wm=2.0, group_size=8, preact=True, downsample="avg", stem_width=8
+            "regnet.RegNetCfg",
+            depth=5,
+            w0=8,
+            wa=12.0,
+            wm=2.0,
+            group_size=8,
+            preact=True,
+            downsample="avg",
+            stem_width=8,
         ),
     ),
     "efficientnet": _mobile(
@@ -301,9 +311,7 @@ NETS: dict[str, Net] = {
         "ir_r1_k5_s2_e3_c16_nre_se0.25",
         "ir_r1_k5_s1_e3_c16_se0.25",
     ),
-    "densenet": _net(
-        "densenet.DenseNet", 4, "2 blocks of 2 layers, concatenated", growth_rate=8, block_config=(2, 2)
-    ),
+    "densenet": _net("densenet.DenseNet", 4, "2 blocks of 2 layers, concatenated", growth_rate=8, block_config=(2, 2)),
     "dla": _net(
         "dla.DLA",
         15,
@@ -388,7 +396,13 @@ NETS: dict[str, Net] = {
         bottle_ratio=0.5,
         cross_linear=True,
     ),
-    "cs3net": _cspnet(3, "3 dark blocks on one half", stage_type="cs3", block_type="dark", block_ratio=0.5),
+    "cs3net": _cspnet(
+        4,
+        "3 dark blocks on one half, after two of which the other one is put beside it (3 at first)",
+        stage_type="cs3",
+        block_type="dark",
+        block_ratio=0.5,
+    ),
     "darknet": _cspnet(3, "3 dark blocks", stage_type="dark", block_type="dark", bottle_ratio=0.5),
     "cspnext": _net(
         "cspnext.CspNext",
@@ -450,7 +464,9 @@ NETS: dict[str, Net] = {
             "feature_info": [],
         },
     ),
-    "tresnet": _net("tresnet.TResNet", 4, "2 BasicBlocks, 2 Bottlenecks", layers=(1, 1, 1, 1), width_factor=0.125, size=64),
+    "tresnet": _net(
+        "tresnet.TResNet", 4, "2 BasicBlocks, 2 Bottlenecks", layers=(1, 1, 1, 1), width_factor=0.125, size=64
+    ),
     "vovnet": _net(
         "vovnet.VovNet",
         6,
@@ -466,12 +482,15 @@ NETS: dict[str, Net] = {
             "attn": "ese",
         },
     ),
-    "hgnet": _hgnet(6, "5 blocks, each concatenates its layers; the second of a stage adds its input", "v1", False, False),
+    "hgnet": _hgnet(
+        6, "5 blocks, each concatenates its layers; the second of a stage adds its input", "v1", False, False
+    ),
     "hgnetv2": _hgnet(6, "the same with light convolutions and learned affine layers", "v2", True, True),
     "res2net": _net(
         "resnet.ResNet",
-        12,
-        "5 Bottle2necks; a piece stands beside the others in each, and those with stride 1 that are not first add 2 pieces",
+        6,
+        "5 Bottle2necks; in the one with stride 1 that is not first, pieces side by side of which each is made of the "
+        "one before (12 at first: a pooled piece is no skip, and what is added to each piece comes from outside)",
         block=_class("res2net.Bottle2neck"),
         layers=(2, 1, 1, 1),
         base_width=8,
@@ -524,9 +543,7 @@ NETS: dict[str, Net] = {
         stem_type="one",
         stem_chs=8,
     ),
-    "gernet": _byo(
-        3, "1 BasicBlock, 2 BottleneckBlocks", _stage("basic", 1, 8, gs=0), _stage("bottle", 2, 16, gs=0)
-    ),
+    "gernet": _byo(3, "1 BasicBlock, 2 BottleneckBlocks", _stage("basic", 1, 8, gs=0), _stage("bottle", 2, 16, gs=0)),
     "botnet": _byo(
         3,
         "a bottleneck, 2 with attention",
@@ -585,8 +602,8 @@ NETS: dict[str, Net] = {
     "inception_next": _net("inception_next.MetaNeXt", 5, "5 blocks", dims=(16, 16, 24, 32), **_STAGES),
     "poolformer": _net(
         "metaformer.MetaFormer",
-        10,
-        "5 blocks: pooling, mlp",
+        15,
+        "5 blocks: pooling, mlp (10 at first: pool(n) - n is a sum of its own, of the norm that enters as it is)",
         dims=_CHANNELS,
         layer_scale_init_values=0.3,
         res_scale_init_values=None,
@@ -734,7 +751,14 @@ NETS: dict[str, Net] = {
     ),
     "deit": _net("deit.VisionTransformerDistilled", 4, f"{_ATTENTION}; two heads", kinds="attn 2, mlp 2", **_VIT),
     "beit": _net(
-        "beit.Beit", 4, _ATTENTION, kinds="attn 2, mlp 2", init_values=0.3, use_rel_pos_bias=True, swiglu_mlp=True, **_VIT
+        "beit.Beit",
+        4,
+        _ATTENTION,
+        kinds="attn 2, mlp 2",
+        init_values=0.3,
+        use_rel_pos_bias=True,
+        swiglu_mlp=True,
+        **_VIT,
     ),
     "beit_shared": _net(
         "beit.Beit", 4, _ATTENTION, kinds="attn 2, mlp 2", use_abs_pos_emb=False, use_shared_rel_pos_bias=True, **_VIT
@@ -752,7 +776,13 @@ NETS: dict[str, Net] = {
         **_VIT | {"num_heads": 2, "embed_dim": 32},
     ),
     "eva_post": _net(
-        "eva.Eva", 4, _ATTENTION, kinds="attn 2, mlp 2", use_post_norm=True, num_reg_tokens=2, **_VIT | {"embed_dim": 32}
+        "eva.Eva",
+        4,
+        _ATTENTION,
+        kinds="attn 2, mlp 2",
+        use_post_norm=True,
+        num_reg_tokens=2,
+        **_VIT | {"embed_dim": 32},
     ),
     "cait": _net(
         "cait.Cait",
@@ -763,18 +793,20 @@ NETS: dict[str, Net] = {
     ),
     "xcit": _net(
         "xcit.Xcit",
-        10,
-        "2 blocks: attention, convolutions, mlp; 2 of the class token: attention, mlp",
-        kinds="attn 4, conv 2, mlp 4",
+        14,
+        "2 blocks: attention, convolutions, mlp; 2 of the class token: attention, mlp, each with the token "
+        "in its place "
+        "among the others (10 at first: without these four inner ones)",
+        kinds="attn 6, conv 2, mlp 6",
         tokens_norm=True,
         eta=0.5,
         **_VIT,
     ),
     "xcit_cls": _net(
         "xcit.Xcit",
-        10,
-        "the same with a norm of the class token alone",
-        kinds="attn 4, conv 2, mlp 4",
+        14,
+        "the same with a norm of the class token alone (10 at first)",
+        kinds="attn 6, conv 2, mlp 6",
         tokens_norm=False,
         eta=0.5,
         use_pos_embed=False,
@@ -834,8 +866,8 @@ NETS: dict[str, Net] = {
         transformer_cfg=_of("maxxvit.MaxxVitTransformerCfg", dim_head=8, window_size=(4, 4), grid_size=(4, 4)),
     ),
     "maxxvit": _maxxvit(
-        6,
-        "2 blocks: ConvNeXt, attention in windows beside grids, mlp",
+        8,
+        "2 blocks: 2 ConvNeXts, attention in windows beside grids, mlp (6 at first: such a block has two convolutions)",
         (1, 1),
         ("PM", "PM"),
         conv_cfg=_of("maxxvit.MaxxVitConvCfg", block_type="convnext"),
@@ -905,8 +937,10 @@ NETS: dict[str, Net] = {
     ),
     "tnt": _net(
         "tnt.TNT",
-        10,
-        "2 blocks: attention, mlp of pixels; their patch, attention, mlp",
+        11,
+        "patches start with what is made of pixels; 2 blocks: attention, mlp of pixels; their patch, "
+        "attention, mlp (10 at "
+        "first: such a start is a join by docs/structure.md)",
         img_size=32,
         patch_size=8,
         embed_dim=24,
@@ -1023,8 +1057,10 @@ NETS: dict[str, Net] = {
     ),
     "efficientformer_v2": _net(
         "efficientformer_v2.EfficientFormerV2",
-        10,
-        "4 blocks: an mlp, in 2 of them attention with a convolution of the values added; attention before the last added to one",
+        7,
+        "4 blocks: an mlp, in 2 of them attention; attention beside a convolution before the last (10 at "
+        "first: attention "
+        "and the convolution of values that is added to it are both linear in these, and one layer)",
         64,
         img_size=64,
         depths=(1, 1, 1, 1),
@@ -1034,8 +1070,9 @@ NETS: dict[str, Net] = {
     ),
     "efficientvit_mit": _net(
         "efficientvit_mit.EfficientVit",
-        6,
-        "a convolution in the stem, one in the first stage, 2 blocks: attention, convolution",
+        4,
+        "a convolution in the stem, one in the first stage, a block: attention, convolution (6 at first: "
+        "misread depths)",
         64,
         widths=(8, 16, 16, 16),
         depths=(1, 2, 1, 1),
@@ -1044,9 +1081,12 @@ NETS: dict[str, Net] = {
     ),
     "efficientvit_msra": _net(
         "efficientvit_msra.EfficientVitMsra",
-        26,
-        "3 blocks: convolution, mlp, attention, convolution, mlp; in attention what a head made is added to the next; 2 times "
-        "convolution, mlp before and after merging",
+        29,
+        "3 blocks: convolution, mlp, attention, convolution, mlp; in attention what a head made is added to "
+        "what the next "
+        "one reads, and both are put side by side; 2 times convolution, mlp before and after merging (26 at "
+        "first: without "
+        "the heads side by side)",
         64,
         img_size=64,
         embed_dim=(16, 24, 32),
@@ -1057,8 +1097,10 @@ NETS: dict[str, Net] = {
     ),
     "fastvit": _net(
         "fastvit.FastVit",
-        13,
-        "1 layer of the stem and of each patch embedding; 3 blocks: RepMixer, mlp; positions, attention, mlp",
+        16,
+        "1 layer of the stem and of each patch embedding; 3 blocks: RepMixer, mlp; positions, attention, mlp "
+        "(13 at first: "
+        "a norm beside convolutions inside each RepMixer)",
         64,
         layers=(1, 1, 1, 1),
         token_mixers=("repmixer", "repmixer", "repmixer", "attention"),
@@ -1147,7 +1189,8 @@ NETS: dict[str, Net] = {
     "shvit": _net(
         "shvit.SHViT",
         20,
-        "3 blocks: convolution, attention beside the other channels, mlp; 2 times convolution, mlp before and after merging",
+        "3 blocks: convolution, attention beside the other channels, mlp; 2 times convolution, mlp before and after "
+        "merging",
         64,
         embed_dim=(16, 24, 32),
         partial_dim=(8, 8, 8),
@@ -1166,9 +1209,9 @@ NETS: dict[str, Net] = {
     "mambaout": _net("mambaout.MambaOut", 5, "5 blocks", dims=(8, 16, 24, 32), kernel_size=3, **_STAGES),
     "naflexvit": _net(
         "naflexvit.NaFlexVit",
-        4,
-        _ATTENTION,
-        kinds="attn 2, mlp 2",
+        5,
+        "2 blocks: attention, mlp; an mlp on what the head's attention has pooled (4 at first: it pools by default)",
+        kinds="attn 2, mlp 3",
         cfg=_of("naflexvit.NaFlexVitCfg", patch_size=8, embed_dim=24, depth=2, num_heads=2, pos_embed_grid_size=(4, 4)),
     ),
     "csatv2": _net(
@@ -1299,8 +1342,9 @@ NETS: dict[str, Net] = {
     ),
     "repghost": _net(
         "repghost.RepGhostNet",
-        4,
-        "2 bottlenecks, each with a norm beside a cheap convolution in the first layer; in the second it is linear",
+        6,
+        "2 bottlenecks, each with a norm beside a cheap convolution in both layers (4 at first, as the "
+        "second is linear)",
         cfgs=[[[3, 16, 16, 0, 1]], [[3, 24, 24, 0.25, 2]]],
         width=0.5,
         drop_rate=0.0,
