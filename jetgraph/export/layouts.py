@@ -41,10 +41,10 @@ def laid_out_apart(
         What one of the summands has to be.
     """
     chain: list[fx.Node] = []
-    total = written
+    total: Any = written
     while total.target in _VIEWS | _TURNS and (total is written or len(total.users) == 1):
         chain.append(total)
-        total = total.args[0]  # type: ignore[assignment]
+        total = total.args[0]
     summands = leaves(total) if chain and len(total.users) == 1 else []
     if not summands:
         return written
@@ -71,10 +71,11 @@ def _laid_out(leaf: fx.Node, chain: Sequence[fx.Node], like: Callable[..., fx.No
 
 def _before(leaf: fx.Node, chain: Sequence[fx.Node]) -> fx.Node | None:
     """What was laid out the other way before it was a summand; None where that is not so."""
-    ways, value = [*chain], leaf
+    ways = [*chain]
+    value: Any = leaf
     while value.target in _VIEWS | _TURNS:
         ways.append(value)
-        value: Any = value.args[0]
+        value = value.args[0]
         if value.meta.get("shape") == chain[0].meta["shape"] and _changes_nothing(value, ways):
             return value
     return None
@@ -83,11 +84,11 @@ def _before(leaf: fx.Node, chain: Sequence[fx.Node]) -> fx.Node | None:
 def _changes_nothing(value: fx.Node, ways: Sequence[fx.Node]) -> bool:
     """After these, the last first, each entry of a value is where it was. No storage is needed to tell: where entries
     lie is known by strides, which no copy may come between."""
-    open_sizes = sorted({name for node in (value, *ways) for size in node.meta["shape"] for name in names(str(size))})
-    numbers = dict(zip(open_sizes, count(7, 2), strict=False))
     try:
+        sizes = {str(size) for node in (value, *ways) for size in node.meta["shape"]}
+        numbers = dict(zip(sorted({name for size in sizes for name in names(size)}), count(7, 2), strict=False))
         start = torch.empty(_numbers(value, numbers), device="meta")
-        end = start
+        end: Any = start
         for node in reversed(ways):
             viewed = node.target in _VIEWS
             end = end.view(_numbers(node, numbers)) if viewed else node.target(end, *node.args[1:])  # type: ignore[operator]

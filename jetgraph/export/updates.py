@@ -467,7 +467,7 @@ def _write_concatenated(node: fx.Node) -> None:
     places do so after it.
     """
     operands = [_spread_out(operand) for operand in node.args[0]]  # type: ignore[union-attr]
-    bases = {piece.base for piece in map(_piece, operands) if piece is not None}
+    bases = dict.fromkeys(piece.base for piece in map(_piece, operands) if piece is not None)
     operands = [_multiplied_out(operand, bases) for operand in operands]
     dim: Any = node.args[1] if len(node.args) > 1 else 0
     for base in dict.fromkeys(_bases(operands[0])):

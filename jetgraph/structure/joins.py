@@ -664,15 +664,16 @@ def _beside_line(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     Everything on its way from the input to the output passes that value, and then the concatenation.
     """
     flowing = _flowing(flow, total)
+    above = [point_above(flow, operand, by_node)[0] for operand in flowing]
+    ends = [end for end in above if end is not None and end in by_node]
+    if len(flowing) < 2 or len(ends) != 1:
+        return None
     of = _stream_input(flow, total, flowing, by_node)
     start = _met(flow, total, of)
-    if len(flowing) < 2 or start is None or not flow.dominates(total.node, flow.traced.output, of):
+    line = line_to(flow, ends[0], by_node)
+    if start is None or not flow.depends(line[0], start) or not flow.dominates(total.node, flow.traced.output, of):
         return None
-    ends = [point_above(flow, operand, by_node)[0] for operand in flowing if flow.depends(operand, start)]
-    lines = [line_to(flow, end, by_node) for end in ends if end in by_node and end is not start]
-    if len(lines) != 1 or not flow.depends(lines[0][0], start):
-        return None
-    join = behind(flow, bare(total), [start, *lines[0]])
+    join = behind(flow, bare(total), [start, *line])
     layers = [branch.region for branch in join.branches if any(map(mixes, branch.region.nodes))]
     return join if join.skip is not None and layers and len(layers) == len(flowing) - 1 else None
 

@@ -965,3 +965,40 @@ def test_zeros_beside_heads_are_none_of_them(normed):
     model, p = Pixels(normed).eval(), torch.randn(2, 4, 6)
     graph = jg.trace(model, p)
     torch.testing.assert_close(graph.split("heads")(p), model(p))
+
+
+class ColumnOfOnes(nn.Module):
+    """Linear attention whose values have a column of ones behind them, which adds up its weights."""
+
+    def __init__(self, padded: bool):
+        super().__init__()
+        self.padded = padded
+        self.qkv, self.out = nn.Linear(6, 18), nn.Linear(6, 6)
+
+    def heads(self, h):
+        q, k, v = self.qkv(h).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
+        ones = torch.ones_like(v[..., :1])
+        v = F.pad(v, (0, 1), value=1.0) if self.padded else torch.cat([v, ones], -1)
+        summed = torch.relu(q) @ (torch.relu(k).mT @ v)
+        return summed[..., :-1] / (summed[..., -1:] + 1e-3)
+
+    def forward(self, x):
+        for _ in range(2):
+            x = x + self.out(self.heads(x).transpose(1, 2).flatten(2))
+        return x
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_heads_whose_weights_are_added_up_in_a_column(padded):
+    torch.manual_seed(0)
+    model, x = ColumnOfOnes(padded).eval().double(), torch.randn(2, 4, 6).double()
+    graph = jg.trace(model, x)
+    parts = graph.split("heads")
+    torch.testing.assert_close(parts(x), model(x))
+    given = parts.run(x)
+    heads = model.heads(x)
+    for number in range(2):
+        branch = parts.branches[f"L0.attn.head{number}"]
+        expected = heads[:, number] @ model.out.weight[:, 3 * number : 3 * number + 3].mT
+        torch.testing.assert_close(given.branch(branch, x), expected)

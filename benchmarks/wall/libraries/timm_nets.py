@@ -102,10 +102,15 @@ def _blocks(joins: int, read: str, *blocks: Callable[[], nn.Module]) -> Net:
 
 
 _CHANNELS = (8, 16, 24, 32)
-_RESNET = {"layers": (2, 1, 1, 1), "channels": _CHANNELS, "stem_width": 8}
-_BOTTLE = {"block": _class("resnet.Bottleneck"), "channels": _CHANNELS, "stem_width": 8, "stem_type": "deep"}
-_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
-_STAGES = {"depths": (1, 1, 2, 1)}
+_RESNET: dict[str, Any] = {"layers": (2, 1, 1, 1), "channels": _CHANNELS, "stem_width": 8}
+_BOTTLE: dict[str, Any] = {
+    "block": _class("resnet.Bottleneck"),
+    "channels": _CHANNELS,
+    "stem_width": 8,
+    "stem_type": "deep",
+}
+_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+_STAGES: dict[str, Any] = {"depths": (1, 1, 2, 1)}
 
 
 def _arch(*stages: str) -> _Later:
