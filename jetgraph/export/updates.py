@@ -5,6 +5,7 @@
     cat(h[:a], h[a:b] + y, h[b:])                                  → h + cat(0, y, 0), also in another order
     cat(h[:a], g·h[a:b] + y, h[b:])                                → cat(h[:a], g·h[a:b], h[b:]) + cat(0, y, 0)
     cat(h[:a], g·(h[a:b] + y), h[b:])                              → the same with g·y
+    cat(h[:a] + y, h[a:], z)                                       → cat(h, 0) + cat(y, 0, z)
     where(c, h + y, h), where(c, h + y, h + z)                     → h + where(c, y, 0), h + where(c, y, z)
     where(c, f(h), h)                                              → where(c, f(h), 0) + where(c, 0, h)
     select(select_scatter(h, y, 0, i), 0, i), and slices           → y
@@ -26,6 +27,7 @@ import torch
 from torch import fx
 
 from jetgraph.export.factors import is_made_of
+from jetgraph.export.layouts import laid_out_apart
 
 aten = torch.ops.aten
 
@@ -198,7 +200,7 @@ def _write_overwritten(node: fx.Node, earlier: dict[fx.Node, tuple[Any, ...]]) -
         node.replace_all_uses_with(written if everything else base)
         node.graph.erase_node(node)
         return
-    update = _update(_turned_out(written), is_part)
+    update = _update(laid_out_apart(written, _alike, is_part), is_part)
     if update is None:
         return
     with node.graph.inserting_before(node):
@@ -210,41 +212,6 @@ def _write_overwritten(node: fx.Node, earlier: dict[fx.Node, tuple[Any, ...]]) -
     earlier[total] = (node.target, *node.args[1:])
     node.replace_all_uses_with(total)
     node.graph.erase_node(node)
-
-
-def _turned_out(written: fx.Node) -> fx.Node:
-    """A sum whose dimensions are exchanged, as the sum of summands whose dimensions are: what was read in another order
-    is what it was then.
-    """
-    order = _turn(written)
-    if order is None:
-        return written
-    total: Any = written.args[0]
-    if total.target is not aten.add.Tensor or len(total.users) > 1 or not all(map(_is_float, total.args)):
-        return written
-    leaves = list(_leaves(total))
-    back = [order.index(dim) for dim in range(len(order))]
-    if not all(_same(total, leaf) for leaf in leaves) or not any(_turn(leaf) == back for leaf in leaves):
-        return written
-    with written.graph.inserting_before(written):
-        turned = [
-            leaf.args[0] if _turn(leaf) == back else _like(written.target, written, leaf, *written.args[1:])
-            for leaf in leaves
-        ]
-        return reduce(lambda one, other: _like(aten.add.Tensor, written, one, other), turned)
-
-
-def _turn(node: fx.Node) -> list[int] | None:
-    """Which dimension each one of a value was, where it is another one with its dimensions exchanged."""
-    rank = len(node.meta["shape"])
-    order: list[Any] = list(range(rank))
-    if node.target is aten.permute.default:
-        return [dim % rank for dim in node.args[1]]  # type: ignore[union-attr]
-    if node.target is not aten.transpose.int:
-        return None
-    one, other = (int(dim) % rank for dim in node.args[1:3])  # type: ignore[arg-type]
-    order[one], order[other] = other, one
-    return order
 
 
 def _uncut(base: Any) -> Any:
@@ -420,6 +387,12 @@ def _summands(option: Any) -> Iterator[fx.Node]:
         yield from _leaves(option)
 
 
+def _alike(total: fx.Node) -> list[fx.Node]:
+    """The summands of a sum, if all have its shape and type; none of what is no sum."""
+    leaves = list(_summands(total))
+    return leaves if all(_same(total, leaf) for leaf in leaves) else []
+
+
 def _added_up(like: fx.Node, leaves: Sequence[fx.Node], shape: fx.Node) -> fx.Node:
     """The sum of these, of a value's shape; zeros where there are none."""
     if not leaves:
@@ -494,27 +467,52 @@ def _write_concatenated(node: fx.Node) -> None:
     places do so after it.
     """
     operands = [_spread_out(operand) for operand in node.args[0]]  # type: ignore[union-attr]
-    bases = {piece.base for piece in map(_piece, operands) if piece is not None}
+    bases = dict.fromkeys(piece.base for piece in map(_piece, operands) if piece is not None)
     operands = [_multiplied_out(operand, bases) for operand in operands]
     dim: Any = node.args[1] if len(node.args) > 1 else 0
     for base in dict.fromkeys(_bases(operands[0])):
         added = [_added(operand, base) for operand in operands]
         if all(piece is not None for piece, _ in added) and _write_pieces(node, operands, added, dim):
             return
+    for base in bases:
+        if _write_among_others(node, operands, base, dim % len(node.meta["shape"])):
+            return
+
+
+def _write_among_others(node: fx.Node, operands: Sequence[fx.Node], base: fx.Node, dim: int) -> bool:
+    """cat(h[:a] + y, h[a:], z), where the pieces of a value stand beside others, as cat(h, 0) + cat(y, 0, z)."""
+    added = [_added(operand, base) for operand in operands]
+    places = [at for at, (piece, _) in enumerate(added) if piece is not None]
+    pieces = [piece for piece, _ in added if piece is not None]
+    updates = [update for _, update in added if update is not None]
+    beside = places == list(range(places[0], places[-1] + 1)) if places else False
+    whole = _side_by_side(pieces) == list(range(len(pieces))) and {piece.dim for piece in pieces} == {dim}
+    plain = all(update.image is update.part and len(update.node.users) == 1 for update in updates)
+    if not (beside and whole and plain and updates) or base.meta["dtype"] != node.meta["dtype"]:
+        return False
+
+    def zeros(of: fx.Node) -> fx.Node:
+        return _like(aten.zeros_like.default, of, of)
+
+    before, after = operands[: places[0]], operands[places[-1] + 1 :]
+    with node.graph.inserting_before(node):
+        kept = [*map(zeros, before), base, *map(zeros, after)]
+        made = [zeros(operands[at]) if (update := added[at][1]) is None else update.sum() for at in places]
+        pair = [kept, [*before, *made, *after]]
+        total = reduce(
+            lambda one, other: _like(aten.add.Tensor, node, one, other),
+            [_like(aten.cat.default, node, each, dim) for each in pair],
+        )
+    node.replace_all_uses_with(total)
+    node.graph.erase_node(node)
+    return True
 
 
 def _spread_out(operand: fx.Node) -> fx.Node:
-    """A sum with one entry of a value, laid out as a piece, as the sum of what is laid out so."""
-    inner: Any = operand.args[0] if operand.target is aten.unsqueeze.default else None
-    if not isinstance(inner, fx.Node) or inner.target is not aten.add.Tensor or len(inner.users) > 1:
-        return operand
-    leaves = list(_leaves(inner))
-    if not any(leaf.target is aten.select.int for leaf in leaves) or not all(_same(inner, leaf) for leaf in leaves):
-        return operand
-    with operand.graph.inserting_before(operand):
-        spread = [_like(aten.unsqueeze.default, operand, leaf, operand.args[1]) for leaf in leaves]
-        total = reduce(lambda one, other: _like(aten.add.Tensor, operand, one, other), spread)
-    operand.replace_all_uses_with(total)
+    """A sum that is laid out anew with a piece of a value, as the sum of what is laid out so."""
+    total = laid_out_apart(operand, _alike, lambda leaf: _piece(leaf) is not None)
+    if total is not operand:
+        operand.replace_all_uses_with(total)
     return total
 
 

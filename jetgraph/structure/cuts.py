@@ -179,9 +179,12 @@ def _steers(
 
 def _gated(node: fx.Node, along: frozenset[fx.Node], depth: Mapping[fx.Node, int]) -> fx.Node | None:
     """The factor of a product that is carried on, if the others are held as gates of it: one with fewer activations
-    behind it than each that is linear too.
+    behind it than each that is linear too; and what is divided by a sum that is carried as well, as attention is whose
+    weights are added up in a column of their own.
     """
     entry = find_rule(node.target)
+    if node.target is aten.div.Tensor and len(along) == 2:
+        return next(arg for arg in along if arg is node.args[0])
     if entry is None or entry.kind != "bilinear":
         return None
     fewest = min(along, key=depth.__getitem__)

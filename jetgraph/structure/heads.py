@@ -130,10 +130,10 @@ class _Piece:
 
 def _piece(region: Region, products: dict[fx.Node, fx.Node], node: fx.Node) -> _Piece | None:
     """None where no product is in it, or several that stand side by side in it in turn."""
-    own = [product for product in reversed(products) if node in below([product])]
+    own = [product for product in reversed(products) if node in _made_in(region, product)]
     cut = carry(region, node, ()) if own else None
     inside = [inner for inner in needed(region, {node}) if packet_of(inner) in (aten.cat, aten.stack)]
-    sets = [[_made_of(operand, own) for operand in nodes_in(inner.args[:1])] for inner in inside]
+    sets = [[_made_of(region, operand, own) for operand in nodes_in(inner.args[:1])] for inner in inside]
     if cut is None or any(len(set(each)) > 1 for each in sets if all(each)):
         return None
     product, *_ = own
@@ -145,8 +145,13 @@ def _piece(region: Region, products: dict[fx.Node, fx.Node], node: fx.Node) -> _
     return _Piece(node, tuple(own), () if apart is None else apart.axes, features)
 
 
-def _made_of(node: fx.Node, products: Sequence[fx.Node]) -> frozenset[fx.Node]:
-    return frozenset(product for product in products if node in below([product]))
+def _made_of(region: Region, node: fx.Node, products: Sequence[fx.Node]) -> frozenset[fx.Node]:
+    return frozenset(product for product in products if node in _made_in(region, product))
+
+
+def _made_in(region: Region, product: fx.Node) -> set[fx.Node]:
+    """A product and what a region makes of it; zeros of its shape are none of that."""
+    return below([product]) & {product, *region.nodes}
 
 
 def _features_in(region: Region, product: fx.Node, start: fx.Node, value: fx.Node) -> frozenset[int]:

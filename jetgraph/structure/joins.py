@@ -35,6 +35,7 @@ from jetgraph.structure.images import (
 from jetgraph.structure.lines import (
     Found,
     along,
+    behind,
     branch_over,
     depending,
     end_read,
@@ -42,6 +43,7 @@ from jetgraph.structure.lines import (
     is_beside,
     is_earlier,
     is_given,
+    is_made_by,
     is_point,
     latest,
     line_to,
@@ -98,8 +100,9 @@ def find_sums(flow: Dataflow) -> dict[fx.Node, Join]:
                 total = flattened(flow, node, {add for add in by_node if by_node[add].skip})
                 join = _behindhand(flow, node, by_node) or _without_skip(flow, total, by_node)
         elif packet is aten.cat and is_float_tensor(node) and len(flow.parents[node]) > 1:
-            join = _joined(flow, Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True), by_node)
-            join = join and along(flow, join, by_node)
+            total = Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True)
+            join = _joined(flow, total, by_node)
+            join = along(flow, join, by_node) if join is not None else _beside_line(flow, total, by_node)
         else:
             continue
         if join is not None:
@@ -316,6 +319,9 @@ def _joined(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     # What is added twice is the skip, or there is none.
     candidates = [join for operand in again or flowing if (join := _forked(flow, total, operand)) is not None]
     candidates = [join for join in candidates if not is_given(flow, join, by_node)]
+    candidates = [
+        join for join in candidates if not any(is_made_by(flow, join, other, by_node) for other in candidates)
+    ]
     chosen = [join for join in candidates if not any(is_earlier(flow, join, other, by_node) for other in candidates)]
     if chosen:
         join = latest(flow, max(chosen, key=lambda join: preference(flow, join)), by_node)
@@ -650,6 +656,27 @@ def _without_skip(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     join = _of_branches(flow, total, _met(flow, total, of), by_node)
     moved = join and along(flow, join, by_node)
     return moved if outermost or moved is not join else None
+
+
+def _beside_line(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
+    """The join over a concatenation of where a line of joins has come to and what other ways make of the value that the
+    line starts from: cat(m + f(m), g(h)) with m made of h. Without a line it is code.
+
+    Everything on its way from the input to the output passes that value, and then the concatenation.
+    """
+    flowing = _flowing(flow, total)
+    above = [point_above(flow, operand, by_node)[0] for operand in flowing]
+    ends = [end for end in above if end is not None and end in by_node]
+    if len(flowing) < 2 or len(ends) != 1:
+        return None
+    of = _stream_input(flow, total, flowing, by_node)
+    start = _met(flow, total, of)
+    line = line_to(flow, ends[0], by_node)
+    if start is None or not flow.depends(line[0], start) or not flow.dominates(total.node, flow.traced.output, of):
+        return None
+    join = behind(flow, bare(total), [start, *line])
+    layers = [branch.region for branch in join.branches if any(map(mixes, branch.region.nodes))]
+    return join if join.skip is not None and layers and len(layers) == len(flowing) - 1 else None
 
 
 def within_map(flow: Dataflow, entry: fx.Node, exit: fx.Node, by_node: Found) -> list[Join]:

@@ -17,7 +17,8 @@ from jetgraph.jets.registry import readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import RANK, affine_history, affine_past, factored, same_size, widest
 from jetgraph.structure.kinds import branch_kind
-from jetgraph.structure.operators import Level, is_mixing, level, mixes
+from jetgraph.structure.levels import Level, level
+from jetgraph.structure.operators import is_mixing, mixes
 from jetgraph.structure.regions import Branch, Join, Region
 
 Found = Mapping[fx.Node, Join]
@@ -108,6 +109,22 @@ def is_earlier(flow: Dataflow, join: Join, other: Join, by_node: Found) -> bool:
         and other.skip is not None
         and other.skip.exit in {branch.node for branch in join.branches}
         and _leads(flow, join.fork, other.fork, by_node)
+    )
+
+
+def is_made_by(flow: Dataflow, join: Join, other: Join, by_node: Found) -> bool:
+    """`join` forks at what a branch of `other` has made of its fork by layers, and all that it adds is branches of that
+    one too: in P h + (y + g(y)) the stream is h, and y = f(h) no point of it.
+    """
+    if join.skip is None or other.skip is None or not flow.depends(join.fork, other.fork) or join.concatenates:
+        return False
+    added = {join.skip.exit, *(branch.node for branch in join.branches)}
+    way = flow.region(other.fork, join.fork)
+    return (
+        added.issubset(branch.node for branch in other.branches)
+        and not way.affine
+        and any(map(mixes, way.nodes))
+        and by_node.keys().isdisjoint(way.nodes)
     )
 
 

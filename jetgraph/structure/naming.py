@@ -6,9 +6,10 @@ module that does most of its learned mixing; the number in its alias is that of 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -161,6 +162,8 @@ def source_names(kinds: Sequence[str], paths: Sequence[str]) -> list[str]:
     ['embed', 'position', 'x', 'x2']
     >>> source_names(["embed", "embed", "embed", "bias"], ["x", "y", "", ""])
     ['embed', 'y', 'embed2', 'bias']
+    >>> source_names(["embed", "embed", "embed", "embed"], ["x", "cpe", "cpe", "cpe2"])
+    ['embed', 'cpe', 'cpe2', 'cpe22']
     """
     numbers, uses = Counter(kinds), Counter[str]()
     names: list[str] = []
@@ -170,8 +173,14 @@ def source_names(kinds: Sequence[str], paths: Sequence[str]) -> list[str]:
         first = not uses[kind] if kind != "pos" else numbers[kind] == 1
         name = own if usable and not first else kind
         uses[name] += 1
-        names.append(name if uses[name] == 1 else f"{name}{uses[name]}")
+        names.append(_unlike(names, name, uses[name]))
     return names
+
+
+def _unlike(taken: Collection[str], name: str, use: int) -> str:
+    """A name with its number from the second use on, or the next one that nothing is called by."""
+    numbered = (f"{name}{number}" for number in itertools.count(max(use, 2)))
+    return name if use == 1 and name not in taken else next(one for one in numbered if one not in taken)
 
 
 def stream_prefixes(paths: Sequence[str]) -> list[str]:
@@ -186,7 +195,6 @@ def stream_prefixes(paths: Sequence[str]) -> list[str]:
         shared = common_path([paths[0], path])
         rest = path.split(".")[len(shared.split(".")) if shared else 0 :]
         name = next((part for part in rest if part and not part.isdigit()), f"stream{index + 1}")
-        if f"{name}." in prefixes:
-            name = f"{name}{index + 1}"
-        prefixes.append(f"{name}.")
+        taken = [prefix.removesuffix(".") for prefix in prefixes]
+        prefixes.append(f"{_unlike(taken, name, index + 1 if name in taken else 1)}.")
     return prefixes

@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx
 
 from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.dimensions import Size
 from jetgraph.structure.operators import aten
 
 
@@ -35,6 +36,8 @@ class Lying:
 
     dim: int
     in_rows: bool = False
+    first: int | str | None = None
+    """How many rows there are, where the first dimension of some values counts more."""
 
 
 def lying(nodes: Iterable[fx.Node]) -> Lying | None:
@@ -43,7 +46,8 @@ def lying(nodes: Iterable[fx.Node]) -> Lying | None:
 
     Else as rows of numbers, one for each index of the dimensions that they begin with alike: the first one alone if all
     other sizes are known, as those of images are; or more, such as batch and length of features and of vectors of
-    three, and then one size of a row may be open, as those of pairs of tokens are.
+    three, and then one size of a row may be open, as those of pairs of tokens are. Where the first dimension of some
+    counts so many more in each, as pixels of all patches do along the batch, these are in the row.
     """
     nodes = tuple(nodes)
     shapes = {tuple(node.meta["shape"]) for node in nodes}
@@ -61,7 +65,10 @@ def lying(nodes: Iterable[fx.Node]) -> Lying | None:
             open_sizes = [sum(isinstance(size, str) for size in shape[dim:]) for shape in shapes]
             if max(open_sizes) <= most and len({shape[:dim] for shape in shapes}) == 1:
                 return Lying(dim, in_rows=True)
-    return None
+    first = min((shape[:1] for shape in shapes), key=lambda size: [Size.of(one).number for one in size])
+    known = all(isinstance(size, int) for shape in shapes for size in shape[1:])
+    more = [Size.of(shape[0]).over(Size.of(*first)) for shape in shapes] if first and known else [None]
+    return Lying(1, in_rows=True, first=first[0]) if all(one and not one.symbols for one in more) else None
 
 
 def _total(lengths: Iterable[int | str]) -> int | str:
@@ -80,7 +87,7 @@ class Pieces:
 
     def __init__(self, flow: Dataflow, graph: fx.Graph, copied: Mapping[fx.Node, fx.Node], lies: Lying) -> None:
         self.flow, self.graph, self.copied = flow, graph, copied
-        self.in_rows, self.dim = lies.in_rows, lies.dim
+        self.in_rows, self.dim, self.first = lies.in_rows, lies.dim, lies.first
         self.now = dict(copied)
         """By value of the program, what stands for it at the moment."""
         self.places = {copied[node]: place for node, place in flow.positions.items()}
@@ -120,7 +127,7 @@ class Pieces:
         shape = node.meta["shape"]
         if not self.in_rows:
             return shape[self.dim]
-        number = prod(size for size in shape[self.dim :] if isinstance(size, int))
+        number = prod(size for size in shape[self.dim :] if isinstance(size, int)) * self._folded(node)
         names = [size for size in shape[self.dim :] if isinstance(size, str)]
         if not names:
             return number
@@ -147,18 +154,31 @@ class Pieces:
         node.meta = {"module_path": ""}
         return node
 
+    def _folded(self, node: fx.Node) -> int:
+        """How many entries of the first dimension go into each row."""
+        folded = None if self.first is None else Size.of(node.meta["shape"][0]).over(Size.of(self.first))
+        return folded.number if folded else 1
+
     def _row(self, node: fx.Node) -> fx.Node:
-        shape = node.meta["shape"]
-        if len(shape) == self.dim:
+        shape, folded = node.meta["shape"], self._folded(node)
+        if folded > 1:
+            apart = self.call(aten.unflatten.int, node, 0, [-1, folded])
+            apart.meta["shape"] = (self.first, folded, *shape[1:])
+            row = self.call(aten.flatten.using_ints, apart, 1, -1)
+        elif len(shape) == self.dim:
             row = self.call(aten.unsqueeze.default, node, -1)
         else:
             row = self.call(aten.flatten.using_ints, node, self.dim, -1)
-        row.meta["shape"] = (*shape[: self.dim], self._length(node))
+        row.meta["shape"] = (*((self.first,) if folded > 1 else shape[: self.dim]), self._length(node))
         return row
 
     def _unrolled(self, row: fx.Node, like: fx.Node) -> fx.Node:
         """What a row was made of."""
-        shape = like.meta["shape"]
+        shape, folded = like.meta["shape"], self._folded(like)
+        if folded > 1:
+            apart = self.call(aten.unflatten.int, row, 1, [folded, *shape[1:]])
+            apart.meta["shape"] = (self.first, folded, *shape[1:])
+            return self.call(aten.flatten.using_ints, apart, 0, 1, like=like)
         if len(shape) == self.dim:
             return self.call(aten.squeeze.dim, row, -1, like=like)
         sizes = [-1 if isinstance(size, str) else size for size in shape[self.dim :]]
@@ -174,7 +194,8 @@ class Pieces:
                 piece = self.call(aten.slice.Tensor, whole, self.dim, start, stop, like=before)
                 start = stop
                 if self.in_rows:
-                    piece.meta["shape"] = (*before.meta["shape"][: self.dim], self._length(before))
+                    rows = before.meta["shape"][: self.dim] if self._folded(before) == 1 else (self.first,)
+                    piece.meta["shape"] = (*rows, self._length(before))
                     piece = self._unrolled(piece, before)
             place = self.flow.positions[at]
             for user in list(before.users):

@@ -555,3 +555,65 @@ def test_diagonals_that_are_written_back_in_another_order(turned: Callable[[Tens
     for join, block in zip(graph.stream.joins, net.blocks, strict=True):
         expected = torch.zeros_like(other).diagonal_scatter(turned(block.mlp(other.mean(1))), dim1=1, dim2=2)  # type: ignore[operator]
         assert distance(graph.run(x).branch(join.branches[0], other), expected) < EXACT
+
+
+def pictured(net: Pictured, h: Tensor) -> Tensor:
+    picture = h.transpose(1, 2).view(h.shape[0], WIDTH, 3, 2)
+    return (net.conv(picture) + picture).flatten(2).transpose(1, 2)
+
+
+def folded(net: Pictured, h: Tensor) -> Tensor:
+    picture = h.reshape(h.shape[0], 3, 2, WIDTH).permute(0, 3, 1, 2)
+    return (picture + net.conv(picture)).permute(0, 2, 3, 1).reshape(h.shape[0], -1, WIDTH)
+
+
+def unfolded(net: Pictured, h: Tensor) -> Tensor:
+    picture = h.mT.unflatten(2, (3, 2))
+    return (picture + net.conv(picture)).flatten(2).mT
+
+
+def turned_over(net: Pictured, h: Tensor) -> Tensor:
+    """What comes back is not what was there: rows are columns."""
+    picture = h.mT.unflatten(2, (3, 2))
+    return (picture + net.conv(picture)).mT.flatten(2).mT
+
+
+class Pictured(nn.Module):
+    """All tokens but the first are laid out as a picture, added to there, and put behind the first one again."""
+
+    def __init__(self, lay: Callable[[Pictured, Tensor], Tensor], whole: bool) -> None:
+        super().__init__()
+        self.lay, self.whole = lay, whole
+        self.conv, self.mlp = nn.Conv2d(WIDTH, WIDTH, 3, padding=1), Update(index_add).mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for _ in range(2):
+            if self.whole:
+                h = h.clone()
+                h[:, 1:] = self.lay(self, h[:, 1:])
+            else:
+                h = torch.cat([h[:, :1], self.lay(self, h[:, 1:])], 1)
+            h = h + self.mlp(h)
+        return h
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lay", [pictured, folded, unfolded, turned_over])
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_added_to_in_another_layout_is_a_part(lay: Callable[[Pictured, Tensor], Tensor], whole: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Pictured(lay, whole).eval().double(), torch.randn(2, 7, WIDTH, dtype=torch.float64)
+    # Of an open length it is not known to be the same before and after, where only its quotient by 3 is.
+    graph = jg.trace(net, x, dynamic=lay is unfolded)
+    if lay is turned_over:
+        assert [join.kind for join in graph.stream.joins].count("identity") < 4
+        return
+    assert [join.kind for join in graph.stream.joins] == ["identity"] * 4
+    assert len(graph.joins) == 4
+    assert len(graph.streams) == 1
+    other = torch.randn(2, 7, WIDTH, dtype=torch.float64)
+    picture = other[:, 1:].mT.unflatten(2, (3, 2))
+    expected = torch.cat([torch.zeros_like(other[:, :1]), net.conv(picture).flatten(2).mT], 1)
+    for join in graph.stream.joins[::2]:
+        assert distance(graph.run(x).branch(join.branches[0], other), expected) < EXACT

@@ -740,3 +740,51 @@ def test_norms_and_widths(kind: type[Net], sites: list[str]) -> None:
     assert check_values(given) >= 3 * len(sites)
     frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze(halves=True)}))(**inputs)
     assert distance(frozen.total, net(**inputs)) < EXACT
+
+
+class Pixels(nn.Module):
+    """Pixels of all patches, which lie along the batch, beside tokens, of which all but the first are added what each
+    layer has made of them by then, as in a Transformer in Transformer.
+    """
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.pos, self.token = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(1, 1, 5))
+        self.give = nn.ModuleList(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 5)) for _ in range(layers + 1))
+        self.inner = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(layers)
+        )
+        self.outer = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 5)) for _ in range(layers)
+        )
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = x.flatten(0, 1) + self.pos
+        first, *give = self.give
+        h = torch.cat([self.token.expand(x.shape[0], -1, -1), first(p.reshape(x.shape[0], 4, 6))], 1)
+        for given, inner, outer in zip(give, self.inner, self.outer, strict=True):
+            p = p + inner(p)
+            h = torch.cat([h[:, :1], h[:, 1:] + given(p.reshape(x.shape[0], 4, 6))], 1)
+            h = h + outer(h)
+        return self.head(torch.tanh(h))
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("dynamic", [True, False])
+@torch.no_grad()
+def test_what_lies_along_the_batch_is_in_the_row(layers: int, dynamic: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Pixels(layers).eval().double(), torch.randn(2, 4, 3, 2, dtype=torch.float64)
+    graph = jg.trace(net, x=x, dynamic=dynamic)
+    # The tokens start with what is made of the pixels.
+    assert graph.stream.joins[0].kind == "concat"
+    assert len(graph.joins) == len(graph.stream.joins) == 1 + 3 * layers
+    assert len(graph.streams) == 1
+    given = subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)
+    assert check_values(given) >= 3 * layers
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze(halves=True)}))(x=x)
+    assert distance(frozen.total, net(x)) < EXACT
+    if dynamic:
+        more = torch.randn(5, 4, 3, 2, dtype=torch.float64)
+        assert distance(graph(x=more), net(more)) < EXACT

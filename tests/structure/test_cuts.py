@@ -979,3 +979,69 @@ def test_many_parts_are_folded_in_the_tree(traced):
     assert "L0.mlp.neuron1 … neuron62: 62 parts like this one" in text
     assert "L0.mlp.neuron0 " in text
     assert len(text.splitlines()) < 20
+
+
+class Pixels(nn.Module):
+    """Pixels that attend, and tokens behind a first one to which they are added: what is added to the first has the
+    shape of what attention has made, and nothing else of it.
+    """
+
+    def __init__(self, normed: bool):
+        super().__init__()
+        self.qkv, self.out, self.give = nn.Linear(6, 18), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.norm = nn.LayerNorm(4) if normed else nn.Identity()
+
+    def forward(self, p):
+        h = torch.cat([self.token.expand(len(p), -1, -1), self.norm(self.give(p))], 1)
+        for _ in range(3):
+            q, k, v = self.qkv(p).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
+            p = p + self.out((torch.softmax(q @ k.mT, -1) @ v).transpose(1, 2).flatten(2))
+            p = p + self.out(torch.relu(p))
+            h = torch.cat([h[:, :1], h[:, 1:] + self.norm(self.give(p))], 1)
+        return h
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_zeros_beside_heads_are_none_of_them(normed):
+    torch.manual_seed(0)
+    model, p = Pixels(normed).eval(), torch.randn(2, 4, 6)
+    graph = jg.trace(model, p)
+    torch.testing.assert_close(graph.split("heads")(p), model(p))
+
+
+class ColumnOfOnes(nn.Module):
+    """Linear attention whose values have a column of ones behind them, which adds up its weights."""
+
+    def __init__(self, padded: bool):
+        super().__init__()
+        self.padded = padded
+        self.qkv, self.out = nn.Linear(6, 18), nn.Linear(6, 6)
+
+    def heads(self, h):
+        q, k, v = self.qkv(h).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
+        ones = torch.ones_like(v[..., :1])
+        v = F.pad(v, (0, 1), value=1.0) if self.padded else torch.cat([v, ones], -1)
+        summed = torch.relu(q) @ (torch.relu(k).mT @ v)
+        return summed[..., :-1] / (summed[..., -1:] + 1e-3)
+
+    def forward(self, x):
+        for _ in range(2):
+            x = x + self.out(self.heads(x).transpose(1, 2).flatten(2))
+        return x
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_heads_whose_weights_are_added_up_in_a_column(padded):
+    torch.manual_seed(0)
+    model, x = ColumnOfOnes(padded).eval().double(), torch.randn(2, 4, 6).double()
+    graph = jg.trace(model, x)
+    parts = graph.split("heads")
+    torch.testing.assert_close(parts(x), model(x))
+    given = parts.run(x)
+    heads = model.heads(x)
+    for number in range(2):
+        branch = parts.branches[f"L0.attn.head{number}"]
+        expected = heads[:, number] @ model.out.weight[:, 3 * number : 3 * number + 3].mT
+        torch.testing.assert_close(given.branch(branch, x), expected)

@@ -306,6 +306,34 @@ def in_a_branch(net: Net, x: Tensor) -> Tensor:
     return net.head(net.norm(h))
 
 
+def inside_of_a_shortcut(net: Net, x: Tensor) -> Tensor:
+    """A projected shortcut over a branch that adds to what it has made, as global context in a bottleneck."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        y = block(h)
+        h = torch.tanh(net.up(net.side(h)) + (y + net.blocks[2](y)))
+    return net.head(net.norm(h))
+
+
+def two_ways(net: Net, x: Tensor) -> Tensor:
+    """A layer goes one way through joins and another one past them, and puts both side by side."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        m = net.blocks[2](h)
+        m = m + block(torch.tanh(m))
+        h = torch.tanh(net.adapter(torch.cat([m, net.up(torch.tanh(net.side(h)))], -1)))
+    return net.head(net.norm(h))
+
+
+def growing_by_parts(net: Net, x: Tensor) -> Tensor:
+    """Of what a layer makes one part is added to the first features, and the other one put behind them."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        y = block(torch.tanh(h[..., :WIDTH]))
+        h = torch.cat([h[..., :2] + y[..., :2], h[..., 2:], y[..., 2:]], -1)
+    return net.head(net.norm(net.adapter(h[..., : 2 * WIDTH])))
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] = {
     chosen: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     coupled: ([("gated", "halves.0"), ("gated", "halves.1")], 0),
@@ -338,6 +366,9 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     padded: ([("identity", "blocks.0")], 1),
     adapted: ([("identity", name) for name in ("blocks.0", "side", "blocks.1", "side", "blocks.2")], 1),
     in_a_branch: ([("identity", ""), ("identity", "")], 2),
+    inside_of_a_shortcut: ([("projection", ""), ("projection", "")], 2),
+    two_ways: ([("identity", "blocks.0"), ("concat", ""), ("identity", "blocks.1"), ("concat", "")], 0),
+    growing_by_parts: ([("projection", "blocks.0"), ("projection", "blocks.1")], 0),
 }
 """By net, the joins of its stream with what their branches are named after, and how many others are nested in them."""
 

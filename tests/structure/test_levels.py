@@ -384,3 +384,32 @@ def test_what_a_set_reads_of_inducing_points_is_an_attention_and_no_gated_skip(
     assert {join.kind for join in inner} == {"identity"}
     given = subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)
     assert check_values(given) >= 6
+
+
+class Windows(nn.Module):
+    """A branch over windows, or rows, that are laid out along the batch, with a join of its own there."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.whole, self.first, self.inner = (nn.ModuleList(block(4) for _ in range(2)) for _ in range(3))
+        self.last = nn.ModuleList(nn.Conv1d(4, 4, 1) for _ in range(2))
+        self.pos = nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x + self.pos
+        for whole, first, inner, last in zip(self.whole, self.first, self.inner, self.last, strict=True):
+            h = h + whole(h)
+            windows = h.unflatten(2, (-1, self.size)).transpose(1, 2).flatten(0, 1)
+            y = first(windows)
+            y = torch.tanh(y + inner(y))
+            h = h + last(y).unflatten(0, (-1, 8 // self.size)).transpose(1, 2).flatten(2)
+        return h
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_windows_are_no_level(size: int) -> None:
+    torch.manual_seed(0)
+    graph = jg.trace(Windows(size).eval(), torch.randn(3, 4, 8))
+    assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0), ("identity", 1), ("identity", 0)] * 2
+    assert len(graph.streams) == 1
