@@ -306,6 +306,37 @@ def in_a_branch(net: Net, x: Tensor) -> Tensor:
     return net.head(net.norm(h))
 
 
+def excited(net: Net, x: Tensor) -> Tensor:
+    """Squeeze and excitation over features and over places at once: what a point has, by the sum of two gates."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        h = h + block(h)
+        mean = h.mean(1, keepdim=True)
+        h = h * torch.sigmoid(net.adapter(torch.cat([mean, mean], -1))) + h * torch.sigmoid(net.gate(h))
+    return net.head(net.norm(h))
+
+
+def with_queries(net: Net, x: Tensor) -> Tensor:
+    """Queries are added to what they have found, but for the first place, as in MViT."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        q = net.norm(block(h))
+        found = torch.softmax(q @ net.blocks[2](h).mT, -1) @ net.up(net.side(h))
+        found[:, 1:] += q[:, 1:]
+        h = h + net.up(net.side(found))
+    return net.head(net.norm(h))
+
+
+def updated(net: Net, x: Tensor) -> Tensor:
+    """A recurrent unit spelled by concatenations, whose steps are given the same, as the updates of optical flow."""
+    given, h = net.stem(x), torch.tanh(net.stem(x.flip(-1)))
+    for _ in range(3):
+        gate = torch.sigmoid(net.adapter(torch.cat([h, given], -1)))
+        reset = torch.sigmoid(net.adapter(torch.cat([given, h], -1)))
+        h = (1 - gate) * h + gate * torch.tanh(net.adapter(torch.cat([reset * h, given], -1)))
+    return net.head(net.norm(h))
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] = {
     chosen: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     coupled: ([("gated", "halves.0"), ("gated", "halves.1")], 0),
@@ -338,6 +369,9 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     padded: ([("identity", "blocks.0")], 1),
     adapted: ([("identity", name) for name in ("blocks.0", "side", "blocks.1", "side", "blocks.2")], 1),
     in_a_branch: ([("identity", ""), ("identity", "")], 2),
+    excited: ([("identity", "blocks.0"), ("identity", "blocks.1")], 0),
+    with_queries: ([("identity", ""), ("identity", "")], 2),
+    updated: ([("gated", "adapter")] * 3, 0),
 }
 """By net, the joins of its stream with what their branches are named after, and how many others are nested in them."""
 
