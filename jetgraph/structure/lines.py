@@ -360,10 +360,11 @@ def is_given(flow: Dataflow, join: Join, by_node: Found) -> bool:
 
 def _is_scaled_beside(flow: Dataflow, node: fx.Node, fork: fx.Node) -> bool:
     """What is put beside a fork is another value, of which that says no more than a factor for each number: as a
-    recurrent unit reads cat(σ(g(h, x)) ⊙ h, x), where x is what its step is given, and h its state.
+    recurrent unit reads cat(σ(g(h, x)) ⊙ h, x), where x is what its step is given, and h its state. A value that the
+    fork is made of is an earlier point, as the level beside what comes back from below it.
     """
     return any(
-        not flow.depends(value, fork)
+        not (flow.depends(value, fork) or flow.depends(fork, value))
         and same_size(value, node)
         and not any(map(mixes, flow.between(value, node, held)))
         for value, held in factored(flow, node)

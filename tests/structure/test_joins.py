@@ -337,6 +337,33 @@ def updated(net: Net, x: Tensor) -> Tensor:
     return net.head(net.norm(h))
 
 
+def gated_level(net: Net, x: Tensor) -> Tensor:
+    """A level, by a gate of what comes back from below, beside that, as in an attention U-net."""
+    h = net.stem(x)
+    back = net.blocks[0](h)
+    gated = h * torch.sigmoid(net.gate(torch.tanh(net.blocks[1](back) + net.blocks[2](h))))
+    return net.head(net.norm(net.adapter(torch.cat([gated, back], -1))))
+
+
+def last_of_all(net: Net, x: Tensor) -> Tensor:
+    """A head over all layers' norms, of which the last one's scores are given, as decoders of detectors have it."""
+    h, kept = net.stem(x), []
+    for block in net.blocks:
+        h = h + block(h)
+        kept.append(net.norm(h))
+    return net.head(torch.stack(kept))[-1]
+
+
+def kept_in_a_buffer(net: Net, x: Tensor) -> Tensor:
+    """The same by a buffer, and in the midst of another layout."""
+    h = net.stem(x)
+    kept = torch.zeros(3, *h.shape, dtype=h.dtype)
+    for at, block in enumerate(net.blocks):
+        h = h + block(h)
+        kept[at] = net.norm(h)
+    return net.head(kept.transpose(0, 1))[:, -1]
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] = {
     chosen: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     coupled: ([("gated", "halves.0"), ("gated", "halves.1")], 0),
@@ -371,6 +398,9 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     in_a_branch: ([("identity", ""), ("identity", "")], 2),
     excited: ([("identity", "blocks.0"), ("identity", "blocks.1")], 0),
     with_queries: ([("identity", ""), ("identity", "")], 2),
+    gated_level: ([("concat", "")], 0),
+    last_of_all: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
+    kept_in_a_buffer: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     updated: ([("gated", "adapter")] * 3, 0),
 }
 """By net, the joins of its stream with what their branches are named after, and how many others are nested in them."""

@@ -259,10 +259,10 @@ NETS: dict[str, Net] = {
     "ahnet": Net(
         drawn(lambda: nets.AHNet((1, 1, 1, 1), 2, 1, 2, psp_block_num=1, upsample_mode="bilinear")),
         pictures(1, 64, 64),
-        37,
-        # It was read as 40: shortcuts of blocks go through a largest value, and so are layers. Levels are a state.
-        "the levels as a state, 5 sums with what comes back from below; 5 dense blocks of 3 layers, in each of which a "
-        "sum h + f(h) is nested; the end beside what is made of it by pooling",
+        39,
+        # It was read as 40, with the lowest block: a sum of two layers is code of the branch that comes back from there.
+        "3 blocks, whose shortcuts go through a largest value, 5 levels and what comes back from below; 5 dense blocks "
+        "of 3 layers, in each of which a sum h + f(h) is nested; the end beside what is made of it by pooling",
     ),
     "attention unet": Net(
         drawn(lambda: nets.AttentionUnet(**PLANE, channels=(4, 8, 16), strides=(2, 2))),
