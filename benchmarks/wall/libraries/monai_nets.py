@@ -260,7 +260,7 @@ NETS: dict[str, Net] = {
         drawn(lambda: nets.AHNet((1, 1, 1, 1), 2, 1, 2, psp_block_num=1, upsample_mode="bilinear")),
         pictures(1, 64, 64),
         39,
-        # It was read as 40, with the lowest block: a sum of two layers is code of the branch that comes back from there.
+        # It was read as 40, with the lowest block: a sum of two layers is code of the branch that comes back from it.
         "3 blocks, whose shortcuts go through a largest value, 5 levels and what comes back from below; 5 dense blocks "
         "of 3 layers, in each of which a sum h + f(h) is nested; the end beside what is made of it by pooling",
     ),
@@ -327,9 +327,10 @@ NETS: dict[str, Net] = {
     "localnet": Net(
         drawn(lambda: nets.LocalNet(2, 2, 4, (0, 1, 2), out_channels=2)),
         pictures(2, 32, 32),
-        8,
-        "2 blocks down and the lowest; twice what comes back, f(h) + up(h), with the level, and a block; the mean of "
-        "three levels' outputs",
+        7,
+        # It was read as 8: the lowest block adds nothing to what it reads.
+        "2 blocks down; twice what comes back, f(h) + up(h), with the level, and a block; the mean of three levels' "
+        "outputs",
     ),
     "efficientnet": Net(
         drawn(
