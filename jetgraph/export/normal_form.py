@@ -20,7 +20,7 @@ from jetgraph.export.complex_parts import write_complex_parts
 from jetgraph.export.factors import broadcast, distribute_over_differences, distribute_over_own_sums, is_zeros
 from jetgraph.export.masks import call_attention_as_models_do
 from jetgraph.export.projections import write_projections_beside
-from jetgraph.export.stacks import nest_stacks, write_sums_over_stacks
+from jetgraph.export.stacks import nest_stacks, read_past_stacks, write_sums_over_stacks
 from jetgraph.export.updates import write_updates_as_sums
 
 aten = torch.ops.aten
@@ -58,6 +58,7 @@ def normalise(graph: fx.Graph) -> None:
     _unfuse_sums(graph)
     write_complex_parts(graph)
     write_buffers_as_pieces(graph)
+    read_past_stacks(graph)
     write_sums_over_stacks(graph)
     nest_stacks(graph)
     _write_sums_as_adds(graph)

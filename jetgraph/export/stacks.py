@@ -7,6 +7,7 @@
     cumsum(stack([a, b, …], d), d)[…, -1]       → a + b + …
     sum(cat([a, b], -1).view(…, 2, d), -2)      → a + b, and so of cat([a.unsqueeze(0), b.unsqueeze(0)])
     stack([a, b, c], d) after stack([a, b], d)  → cat(cat(a, b), c) of unsqueezed values
+    linear(stack([a, b, …], d))[…, 1]           → linear(b), where d is not the last dimension
 
 So a weighted sum of layers is one of points, however it is spelled. Where weights are made of the stack itself, as in
 attention over layers, that is a value of which the sum is a function, and stays whole.
@@ -39,6 +40,41 @@ def write_sums_over_stacks(graph: fx.Graph) -> None:
             node.replace_all_uses_with(total)
             graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def read_past_stacks(graph: fx.Graph) -> None:
+    """What is read of a stack at one place is what lies there, in place: the last of the layers that a decoder has kept
+    is one point, and what a head makes of it is made of that alone.
+    """
+    for node in list(graph.nodes):
+        if node.target is not aten.select.int or not _is_float(node) or node.kwargs:
+            continue
+        value, dim, place = _arguments(node)
+        with graph.inserting_before(node):
+            member = _member(value, dim % len(value.meta["shape"]), place) if isinstance(place, int) else None
+        if member is not None and member.meta["shape"] == node.meta["shape"]:
+            node.replace_all_uses_with(member)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    return node.args
+
+
+def _member(value: fx.Node, dim: int, place: int) -> fx.Node | None:
+    """What a stack, or a linear layer over the last dimension of one, has at a place of the stacked dimension."""
+    shape = value.meta["shape"]
+    if value.target is aten.linear.default and dim < len(shape) - 1:
+        read, *weights = _arguments(value)
+        inner = _member(read, dim, place)
+        if inner is None:
+            return None
+        made = like(value, aten.linear.default, inner, *weights)
+        made.meta["shape"] = (*shape[:dim], *shape[dim + 1 :])
+        return made
+    found = members(value, dim)
+    return found[1][place] if found is not None and -len(found[1]) <= place < len(found[1]) else None
 
 
 def nest_stacks(graph: fx.Graph) -> None:

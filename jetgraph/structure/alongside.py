@@ -241,7 +241,8 @@ def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Joi
 
 def _lays_streams(flow: Dataflow, join: Join, found: Mapping[fx.Node, Join]) -> bool:
     """A concatenation lays streams side by side: what its fork was made into was added to one that started before."""
-    sums = (found[operand] for operand in join.operands if operand in found and flow.depends(operand, join.fork))
+    later = (operand for operand in join.operands if operand is not join.fork and flow.depends(operand, join.fork))
+    sums = (found[operand] for operand in later if operand in found)
     return any(one.skip is not None and not flow.depends(one.fork, join.fork) for one in sums)
 
 

@@ -450,7 +450,8 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Foun
             dependent = depending(flow, others, fork)
             gating = {node for factor in held for node, _ in affine_history(flow, factor)}
             found: Join | None = None
-            if any(mixes(node) for other in dependent for node in flow.between(fork, other, gating)):
+            adds = any(mixes(node) for other in dependent for node in flow.between(fork, other, gating))
+            if adds and not _is_weighed(flow, total.node, fork):
                 found = _gated_over(flow, total, fork, skip, held, (flow.region(fork, other) for other in dependent))
             elif dependent and fork in by_node:
                 points = line_to(flow, fork, by_node)
@@ -461,6 +462,14 @@ def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Foun
             if found is not None and not is_given(flow, found, by_node):
                 best = found
     return best
+
+
+def _is_weighed(flow: Dataflow, total: fx.Node, fork: fx.Node) -> bool:
+    """A sum has what its fork has, place by place, by the sum of several gates, and nothing is added to that: as where
+    squeeze and excitation go over channels and over places at once.
+    """
+    held = held_image(flow, total, (fork,))
+    return held is not None and not any(map(mixes, flow.between(fork, total, held)))
 
 
 def _gated_before(flow: Dataflow, total: Sum, join: Join, flowing: Sequence[fx.Node], by_node: Found) -> Join | None:
@@ -580,8 +589,20 @@ def _behindhand(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
     """
     skipping = {add: join for add, join in by_node.items() if join.skip}
     waiting = {add for add, join in skipping.items() if any(one.region.entry is join.fork for one in join.branches)}
-    sums = [flattened(flow, node, closed) for closed in (waiting, skipping)]
-    return next((join for total in sums if (join := _behind_point(flow, total, by_node)) is not None), None)
+    whole, opened = (flattened(flow, node, closed) for closed in (waiting, skipping))
+    join = _behind_point(flow, whole, by_node) or _with_inner(flow, whole, by_node)
+    return join or _behind_point(flow, opened, by_node)
+
+
+def _with_inner(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
+    """The join over an image of a point and what is made of earlier ones, which the code adds one by one: P h₃ + Q h₂
+    is a join, and (P h₃ + Q h₂) + R h₁ is one of the same point.
+    """
+    inner = next((by_node[add] for add in reversed(total.adds[:-1]) if add in by_node), None)
+    if inner is None or inner.skip is None:
+        return None
+    join = behind(flow, bare(total), line_to(flow, inner.fork, by_node))
+    return join if join.fork is inner.fork and not any(one in flow for one in join.injections) else None
 
 
 def _behind_point(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:

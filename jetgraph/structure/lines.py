@@ -362,15 +362,30 @@ def is_given(flow: Dataflow, join: Join, by_node: Found) -> bool:
     branches alone: the fork is no stream, but a condition that each layer of the other one is given.
     """
     if join.kind == "concat":
-        return False
+        return all(_is_scaled_beside(flow, branch.node, join.fork) for branch in join.branches)
     for branch in join.branches:
-        # What the fork scales, as in h ⊙ σ(g(c)) + P c, is given it as well.
-        scaled = [node for node, _ in factored(flow, branch.node)] if join.kind in ("projection", "gated") else []
+        # What the fork scales, as in h ⊙ σ(g(c)) + P c, is given it as well; not so the values that queries weigh which
+        # are added themselves, be it to a part of the places.
+        learned = join.kind == "projection" and join.skip is not None and any(map(mixes, join.skip.nodes))
+        scaled = [node for node, _ in factored(flow, branch.node)] if learned or join.kind == "gated" else []
         starts = (_start(flow, node, join.fork, by_node) for node in (branch.node, *scaled))
         start = next((node for node in starts if node is not None), None)
         if start is None or flow.depends(start, join.fork) or flow.depends(join.fork, start):
             return False
     return True
+
+
+def _is_scaled_beside(flow: Dataflow, node: fx.Node, fork: fx.Node) -> bool:
+    """What is put beside a fork is another value, of which that says no more than a factor for each number: as a
+    recurrent unit reads cat(σ(g(h, x)) ⊙ h, x), where x is what its step is given, and h its state. A value that the
+    fork is made of is an earlier point, as the level beside what comes back from below it.
+    """
+    return any(
+        not (flow.depends(value, fork) or flow.depends(fork, value))
+        and same_size(value, node)
+        and not any(map(mixes, flow.between(value, node, held)))
+        for value, held in factored(flow, node)
+    )
 
 
 def _start(flow: Dataflow, node: fx.Node, of: fx.Node, by_node: Found) -> fx.Node | None:

@@ -334,6 +334,64 @@ def growing_by_parts(net: Net, x: Tensor) -> Tensor:
     return net.head(net.norm(net.adapter(h[..., : 2 * WIDTH])))
 
 
+def excited(net: Net, x: Tensor) -> Tensor:
+    """Squeeze and excitation over features and over places at once: what a point has, by the sum of two gates."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        h = h + block(h)
+        mean = h.mean(1, keepdim=True)
+        h = h * torch.sigmoid(net.adapter(torch.cat([mean, mean], -1))) + h * torch.sigmoid(net.gate(h))
+    return net.head(net.norm(h))
+
+
+def with_queries(net: Net, x: Tensor) -> Tensor:
+    """Queries are added to what they have found, but for the first place, as in MViT."""
+    h = net.stem(x)
+    for block in net.blocks[:2]:
+        q = net.norm(block(h))
+        found = torch.softmax(q @ net.blocks[2](h).mT, -1) @ net.up(net.side(h))
+        found[:, 1:] += q[:, 1:]
+        h = h + net.up(net.side(found))
+    return net.head(net.norm(h))
+
+
+def updated(net: Net, x: Tensor) -> Tensor:
+    """A recurrent unit spelled by concatenations, whose steps are given the same, as the updates of optical flow."""
+    given, h = net.stem(x), torch.tanh(net.stem(x.flip(-1)))
+    for _ in range(3):
+        gate = torch.sigmoid(net.adapter(torch.cat([h, given], -1)))
+        reset = torch.sigmoid(net.adapter(torch.cat([given, h], -1)))
+        h = (1 - gate) * h + gate * torch.tanh(net.adapter(torch.cat([reset * h, given], -1)))
+    return net.head(net.norm(h))
+
+
+def gated_level(net: Net, x: Tensor) -> Tensor:
+    """A level, by a gate of what comes back from below, beside that, as in an attention U-net."""
+    h = net.stem(x)
+    back = net.blocks[0](h)
+    gated = h * torch.sigmoid(net.gate(torch.tanh(net.blocks[1](back) + net.blocks[2](h))))
+    return net.head(net.norm(net.adapter(torch.cat([gated, back], -1))))
+
+
+def last_of_all(net: Net, x: Tensor) -> Tensor:
+    """A head over all layers' norms, of which the last one's scores are given, as decoders of detectors have it."""
+    h, kept = net.stem(x), []
+    for block in net.blocks:
+        h = h + block(h)
+        kept.append(net.norm(h))
+    return net.head(torch.stack(kept))[-1]
+
+
+def kept_in_a_buffer(net: Net, x: Tensor) -> Tensor:
+    """The same by a buffer, and in the midst of another layout."""
+    h = net.stem(x)
+    kept = torch.zeros(3, *h.shape, dtype=h.dtype)
+    for at, block in enumerate(net.blocks):
+        h = h + block(h)
+        kept[at] = net.norm(h)
+    return net.head(kept.transpose(0, 1))[:, -1]
+
+
 NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] = {
     chosen: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
     coupled: ([("gated", "halves.0"), ("gated", "halves.1")], 0),
@@ -369,6 +427,12 @@ NETS: dict[Callable[[Net, Tensor], Tensor], tuple[list[tuple[str, str]], int]] =
     inside_of_a_shortcut: ([("projection", ""), ("projection", "")], 2),
     two_ways: ([("identity", "blocks.0"), ("concat", ""), ("identity", "blocks.1"), ("concat", "")], 0),
     growing_by_parts: ([("projection", "blocks.0"), ("projection", "blocks.1")], 0),
+    excited: ([("identity", "blocks.0"), ("identity", "blocks.1")], 0),
+    with_queries: ([("identity", ""), ("identity", "")], 2),
+    gated_level: ([("concat", "")], 0),
+    last_of_all: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
+    kept_in_a_buffer: ([("identity", "blocks.0"), ("identity", "blocks.1"), ("identity", "blocks.2")], 0),
+    updated: ([("gated", "adapter")] * 3, 0),
 }
 """By net, the joins of its stream with what their branches are named after, and how many others are nested in them."""
 

@@ -80,6 +80,28 @@ def concatenated(net: Levels, h: Tensor, c: Tensor) -> Tensor:
     return h
 
 
+def resampled(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """A U-net that changes sizes by residual blocks, P h + f(h), whose sums are laid beside levels as they are."""
+    above = h + net.blocks[0](h)
+    first = above + net.after[0](above)
+    second = net.down[0](first) + net.down[0](net.after[0](first))
+    h = net.up[0](second) + net.up[0](net.after[1](second))
+    for skip in (first, above):
+        h = net.merge[0](torch.cat([h, skip], 1))
+        h = h + net.after[0](h)
+    return h
+
+
+def scores_of_all_levels(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """One with scores at each level, which are brought to one size and added up one by one."""
+    *others, last = (lateral(point) for lateral, point in zip(net.lateral, net.levels(h), strict=True))
+    made = [last]
+    for level in reversed(others):
+        made.append(level + up(made[-1]))
+    small, middle, large = (net.lateral[0](one) for one in made)
+    return large + up(middle) + up(small.relu(), 2)
+
+
 def summed(net: Levels, h: Tensor, c: Tensor) -> Tensor:
     """One that adds the level above as it is."""
     first, second, h = net.levels(h)
@@ -221,6 +243,25 @@ NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | Non
         ("skip", 1),
         ("after.0", None),
     ],
+    resampled: [
+        ("blocks.0", None),
+        ("after.0", None),
+        ("after.0", None),
+        ("after.1", None),
+        ("skip", 2),
+        ("after.0", None),
+        ("skip", 1),
+        ("after.0", None),
+    ],
+    scores_of_all_levels: [
+        ("blocks.0", None),
+        ("blocks.1", None),
+        ("blocks.2", None),
+        ("lateral.1", 3),
+        ("lateral.0", 1),
+        ("lateral.0", 6),
+        ("lateral", 5),
+    ],
     summed: [
         ("blocks.0", None),
         ("blocks.1", None),
@@ -260,6 +301,8 @@ def test_levels_are_points_of_one_stream(run: Callable[[Levels, Tensor, Tensor],
         name in path and reads == wanted for (path, reads), (name, wanted) in zip(found, NETS[run], strict=True)
     ), found
     assert len(graph.streams) == 1
+    # What is added up one by one is one sum.
+    assert run is not scores_of_all_levels or len(graph.joins) == len(found) - 1
     # A unit of a head on an earlier layer is what the branch is made of that reads it.
     assert sum(join.depth for join in graph.joins) == (1 if run is dense_head else 0)
     given = subject(graph, inputs, {name: value.flip(0) for name, value in inputs.items()}, torch.float64)
