@@ -361,7 +361,7 @@ class _Writer:
         return value if factor == 1 else self(aten.mul.Tensor, value, factor)
 
     def plus(self, value: Any, factor: Any, product: fx.Node) -> fx.Node:
-        """A multiple of a value and a product. Times 0 it is not looked at: it may be memory that nobody has written."""
+        """A multiple of a value and a product. Times 0 it is not looked at: nobody may have written it."""
         return self(aten.add.Tensor, self.scaled(value, factor), product) if factor else product
 
 
