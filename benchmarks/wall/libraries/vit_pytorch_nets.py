@@ -42,8 +42,8 @@ def _made(file: str, name: str, arguments: dict[str, Any]) -> nn.Module:
     net = getattr(import_module(f"vit_pytorch.{file}"), name)(**arguments)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            module.running_mean = 0.3 * torch.randn(module.num_features)
+            module.running_var = 0.5 + torch.rand(module.num_features)
     return net
 
 
