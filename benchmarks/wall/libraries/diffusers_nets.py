@@ -862,21 +862,6 @@ _UNETS: dict[str, Net] = {
             "added_time_ids": _uniform(2, 3),
         },
     ),
-    "unet_kandinsky3": _net(
-        "Kandinsky3UNet",
-        43,
-        "4 levels of 2 residual blocks, down and up, 3 of them with two attentions and feed-forwards; 3 concatenations",
-        {
-            "time_embedding_dim": 8,
-            "groups": 4,
-            "attention_head_dim": 8,
-            "layers_per_block": 1,
-            "block_out_channels": (8, 16, 32, 64),
-            "cross_attention_dim": 12,
-            "encoder_hid_dim": 12,
-        },
-        {**_SAMPLE, **_TEXT, "encoder_attention_mask": _ones(2, 5)},
-    ),
     "stable_cascade": _net(
         "StableCascadeUNet",
         8,
