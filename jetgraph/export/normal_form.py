@@ -328,7 +328,8 @@ def _unfuse_sums(graph: fx.Graph) -> None:
         addcmul(a, b, c, value)  → a + value·(b·c)          lerp(a, b, w)      → (1 − w)·a + w·b
         addcdiv(a, b, c, value)  → a + value·(b/c)          addmm(a, b, c)     → a + b c, and baddbmm, addbmm's like
 
-    A matrix product keeps what it adds where that is no value of the output's shape, such as a bias.
+    A matrix product keeps what it adds where that is no value of the output's shape, such as a bias, and loses it where
+    it is added 0 times.
     """
     for node in list(graph.nodes):
         write = _UNFUSED.get(node.target)
@@ -360,6 +361,10 @@ class _Writer:
     def scaled(self, value: Any, factor: Any) -> Any:
         return value if factor == 1 else self(aten.mul.Tensor, value, factor)
 
+    def plus(self, value: Any, factor: Any, product: fx.Node) -> fx.Node:
+        """A multiple of a value and a product. Times 0 it is not looked at: nobody may have written it."""
+        return self(aten.add.Tensor, self.scaled(value, factor), product) if factor else product
+
 
 def _unfused_product(node: fx.Node, write: _Writer, op: Any) -> fx.Node | None:
     one, left, right = node.args[:3]
@@ -370,10 +375,10 @@ def _unfused_product(node: fx.Node, write: _Writer, op: Any) -> fx.Node | None:
 
 def _unfused_matrix_product(node: fx.Node, write: _Writer, op: Any) -> fx.Node | None:
     one, left, right = node.args[:3]
-    if not isinstance(one, fx.Node) or one.meta.get("shape") != node.meta["shape"]:
+    beta = node.kwargs.get("beta", 1)
+    if beta and (not isinstance(one, fx.Node) or one.meta.get("shape") != node.meta["shape"]):
         return None
-    value = write.scaled(write(op, left, right), node.kwargs.get("alpha", 1))
-    return write(aten.add.Tensor, write.scaled(one, node.kwargs.get("beta", 1)), value)
+    return write.plus(one, beta, write.scaled(write(op, left, right), node.kwargs.get("alpha", 1)))
 
 
 def _unfused_sum_of_products(node: fx.Node, write: _Writer) -> fx.Node:
@@ -382,8 +387,7 @@ def _unfused_sum_of_products(node: fx.Node, write: _Writer) -> fx.Node:
     products.meta["shape"] = (left.meta["shape"][0], *node.meta["shape"])  # type: ignore[union-attr]
     total = write(aten.sum.dim_IntList, products, [0])
     total.meta["shape"] = node.meta["shape"]
-    total = write.scaled(total, node.kwargs.get("alpha", 1))
-    return write(aten.add.Tensor, write.scaled(one, node.kwargs.get("beta", 1)), total)
+    return write.plus(one, node.kwargs.get("beta", 1), write.scaled(total, node.kwargs.get("alpha", 1)))
 
 
 def _unfused_lerp(node: fx.Node, write: _Writer) -> fx.Node | None:

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import permutations
+from operator import or_
 
 from torch import fx
 
@@ -161,8 +163,7 @@ def _in_rounds(flow: Dataflow, group: Iterable[Join]) -> Traced:
     norm, or through a whole layer, before it adds to the other, no place has both sums otherwise.
     """
     ends = flow.ordered(join.node for join in group)
-    starts = {join.fork for join in group if not any(flow.depends(join.fork, end) for end in ends)}
-    rounds = dict.fromkeys(flow.ordered(starts), 0)
+    rounds = dict.fromkeys(flow.ordered(_starts(flow, group)), 0)
     for end in ends:
         rounds[end] = 1 + max((number for before, number in rounds.items() if flow.depends(end, before)), default=0)
     order = dict.fromkeys(node for node in flow.nodes if node.op == "placeholder")
@@ -313,8 +314,19 @@ def _forking_together(flow: Dataflow, outer: Sequence[list[Join]]) -> Iterator[t
 
 
 def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[_Walk, Lying]]:
-    """The walks over the joins of a group whose values fit side by side, and how they lie."""
-    return [(walk, lies) for walk in _all_walks(flow, group) if (lies := lying(walk.values)) is not None]
+    """The walks over the joins of a group whose values fit side by side, and how they lie; one without what the streams
+    are given from outside, if that makes more of the joins values of states.
+    """
+
+    def fitting(outside: Collection[fx.Node]) -> list[tuple[_Walk, Lying]]:
+        walks = _all_walks(flow, group, outside)
+        return [(walk, lies) for walk in walks if (lies := lying(walk.values)) is not None]
+
+    found = fitting(())
+    if not (_left_out(group, found) and (outside := _conditions(flow, group))):
+        return found
+    others = fitting(outside)
+    return others if len(others) == 1 and _left_out(group, others) < _left_out(group, found) else found
 
 
 def _left_out(group: Iterable[Join], walks: Iterable[tuple[_Walk, Lying]]) -> int:
@@ -323,11 +335,11 @@ def _left_out(group: Iterable[Join], walks: Iterable[tuple[_Walk, Lying]]) -> in
     return sum(join.node not in made for join in group)
 
 
-def _all_walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
+def _all_walks(flow: Dataflow, group: Sequence[Join], outside: Collection[fx.Node]) -> Iterator[_Walk]:
     """Walks from state to state over the joins of a group, one after the other."""
     first = min(flow.positions[join.fork] for join in group)
     last = max(flow.positions[join.node] for join in group)
-    cuts = _cuts(flow, flow.nodes[first : last + 1])
+    cuts = _cuts(flow, flow.nodes[first : last + 1], outside)
     ends = [node for node in cuts if _is_whole_sum(node)]
     joined = {join.node for join in group}
     while ends:
@@ -344,6 +356,22 @@ def _all_walks(flow: Dataflow, group: Sequence[Join]) -> Iterator[_Walk]:
             yield walk
         cuts = {node: live for node, live in cuts.items() if flow.positions[node] >= past}
         ends = [node for node in ends if flow.positions[node] > past]
+
+
+def _conditions(flow: Dataflow, group: Iterable[Join]) -> set[fx.Node]:
+    """What the streams of a group are given from outside, as scales and gates of a time are: neither made of a value
+    with which one starts nor what such a value is made of.
+    """
+    starts = _starts(flow, group)
+    mask = flow.mask(starts)
+    inside = reduce(or_, (flow.above[start] for start in starts), 0)
+    return {node for node in flow.above if not flow.touches(node, mask) and not inside >> flow.positions[node] & 1}
+
+
+def _starts(flow: Dataflow, group: Iterable[Join]) -> set[fx.Node]:
+    """The values from which the streams of a group start."""
+    group = tuple(group)
+    return {join.fork for join in group if not any(flow.depends(join.fork, other.node) for other in group)}
 
 
 def _adding(walk: _Walk) -> list[_Step]:
@@ -399,22 +427,24 @@ def _crosses(flow: Dataflow, state: Sequence[fx.Node], step: _Step) -> bool:
     )
 
 
-def _cuts(flow: Dataflow, nodes: Sequence[fx.Node]) -> Cuts:
-    """By node of the flow, what is made up to there and read later."""
-    last = {
-        node: max((flow.positions.get(user, len(flow.nodes)) for user in node.users), default=-1)
-        for node in flow.nodes
-        if node in flow
-    }
+def _cuts(flow: Dataflow, nodes: Sequence[fx.Node], outside: Collection[fx.Node] = ()) -> Cuts:
+    """By node of the flow, what is made up to there and read later, but for what comes from outside."""
+    last = {node: _last_read(flow, node) for node in flow.nodes if node in flow and node not in outside}
     start = flow.positions[nodes[0]]
     live = [node for node, place in last.items() if flow.positions[node] <= start < place]
     cuts = {nodes[0]: tuple(live)}
     for node in nodes[1:]:
-        if node in flow:
+        if node in last:
             place = flow.positions[node]
             live = [*(other for other in live if last[other] > place), node]
             cuts[node] = tuple(live)
     return cuts
+
+
+def _last_read(flow: Dataflow, node: fx.Node) -> int:
+    """Where a value is read for the last time; what only asks for its size does not read it."""
+    readers = (user for user in node.users if node in flow.parents.get(user, (node,)))
+    return max((flow.positions.get(user, len(flow.nodes)) for user in readers), default=-1)
 
 
 def _is_whole_sum(node: fx.Node) -> bool:

@@ -151,7 +151,9 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     added = [elsewhere.get(node, node) for node in operands]
     given = any(not any(_holds(other, node) for node in added) for other in inside)
     steers = bool(holders) and only_steers(join.node, SOFTMAX | _GATES)
-    return (apart and not is_point(flow, join.fork, by_node)) or given or steers
+    # A norm of the stream beside another point, for a layer of the branch to read, is nothing that a stream goes on in.
+    nothing = join.kind == "none" and not any(mixes(node) for each in join.branches for node in each.region.nodes)
+    return (apart and not is_point(flow, join.fork, by_node)) or given or steers or (nothing and bool(inside))
 
 
 _GATES = {aten.sigmoid, aten.hardsigmoid}

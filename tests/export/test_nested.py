@@ -81,13 +81,13 @@ def recurrent(layer: Any, x: Tensor) -> Tensor:
 
 def attending(layer: Any, x: Tensor) -> Tensor:
     """Causal, with a bias for the distance, of two groups of heads."""
-    q, k, v = (part.unflatten(-1, (-1, 2)).transpose(1, 2).detach() for part in layer.wide(x).split([8, 2, 2], -1))
+    q, k, v = (part.unflatten(-1, (-1, 2)).transpose(1, 2) for part in layer.wide(x).split([8, 2, 2], -1))
     mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, x.shape[1], x.shape[1], device="cpu")
 
     def biased(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return 2 * torch.tanh(score / 2) - (i - j) * (h + 1) / 4
 
-    # Of what is detached, for it has no derivatives on a CPU.
+    # It has no derivatives on a CPU; the exporter asks for some of what weights that are trained have made.
     return flex_attention(q, k, v, score_mod=biased, block_mask=mask, enable_gqa=True).transpose(1, 2).flatten(2)
 
 

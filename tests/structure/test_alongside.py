@@ -788,3 +788,122 @@ def test_what_lies_along_the_batch_is_in_the_row(layers: int, dynamic: bool) -> 
     if dynamic:
         more = torch.randn(5, 4, 3, 2, dtype=torch.float64)
         assert distance(graph(x=more), net(more)) < EXACT
+
+
+class Both(nn.Module):
+    """A block over two streams of tokens: attention over both side by side, then a feed-forward of each, each with a
+    norm whose scale, and a gate, that are made of a condition.
+    """
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        self.number = 1 if last else 2
+        self.made = nn.ModuleList(nn.Linear(WIDTH, 4 * WIDTH) for _ in range(2))
+        self.read = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(2))
+        self.given = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+        self.mlp = nn.ModuleList(PreNorm(WIDTH).mlp for _ in range(2))
+
+    def forward(self, state: State, condition: Tensor) -> State:
+        factors = [made(F.silu(condition))[:, None].chunk(4, -1) for made in self.made]
+        normed = [F.layer_norm(h, (WIDTH,)) * (1 + scale) for h, (scale, *_) in zip(state, factors, strict=True)]
+        read = torch.cat([read(h) for read, h in zip(self.read, normed, strict=True)], 1)
+        attended = F.scaled_dot_product_attention(*read.chunk(3, -1)).split([h.shape[1] for h in state], 1)
+        state = list(state)
+        for at in range(self.number):  # first all of one stream, then all of the other
+            _, gate, scale, other = factors[at]
+            state[at] = state[at] + gate * self.given[at](attended[at])
+            state[at] = state[at] + other * self.mlp[at](F.layer_norm(state[at], (WIDTH,)) * (1 + scale))
+        return tuple(state)
+
+
+class Two(nn.Module):
+    """A picture and a text with a time, as in a multimodal diffusion transformer."""
+
+    def __init__(self, *, laid: bool = False) -> None:
+        super().__init__()
+        self.start = nn.ModuleList((nn.Linear(3, WIDTH), nn.Linear(4, WIDTH)))
+        self.time = nn.Linear(2, WIDTH)
+        self.blocks = nn.ModuleList(Both(last=not laid and at == 1) for at in range(2))
+        self.single = PreNorm(WIDTH).mlp if laid else None
+        self.head = nn.Linear(WIDTH, 3)
+
+    def condition(self, text: Tensor, time: Tensor) -> Tensor:
+        return self.time(time)
+
+    def forward(self, picture: Tensor, text: Tensor, time: Tensor) -> Tensor:
+        state: State = (self.start[0](picture), self.start[1](text))
+        condition = self.condition(text, time)
+        for block in self.blocks:
+            state = block(state, condition)
+        if self.single is None:
+            return self.head(F.layer_norm(state[0], (WIDTH,)))
+        whole = torch.cat(state, 1)
+        whole = whole + self.single(F.layer_norm(whole, (WIDTH,)))
+        return self.head(F.layer_norm(whole, (WIDTH,))[:, : -text.shape[1]])
+
+
+class Pooled(Two):
+    """Its condition is made of the text that a stream starts with as well."""
+
+    def condition(self, text: Tensor, time: Tensor) -> Tensor:
+        return torch.tanh(self.start[1](text)).mean(1) + super().condition(text, time)
+
+
+@pytest.mark.parametrize("kind", [Two, Pooled])
+@pytest.mark.parametrize("laid", [False, True])
+def test_streams_of_tokens_with_scales_and_gates_from_outside(kind: type[Two], laid: bool) -> None:
+    torch.manual_seed(0)
+    net = kind(laid=laid).eval().double()
+
+    def inputs() -> dict[str, Any]:
+        shapes = {"picture": (2, 4, 3), "text": (2, 5, 4), "time": (2, 2)}
+        return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+    example = inputs()
+    graph = jg.trace(net, **example)
+    assert len(graph.streams) == 1
+    first, last = ["attn", "attn", "mlp", "mlp"], ["attn", "attn", "mlp", "mlp", "mlp"] if laid else ["attn", "mlp"]
+    assert [branch.kind for join in graph.joins for branch in join.branches] == [*first, *last]
+    given = subject(graph, example, inputs(), torch.float64)
+    assert check_values(given) >= 6
+    check_slopes(given)
+    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze(halves=True)}))(**example)
+    assert distance(frozen.total, net(**example)) < EXACT
+
+
+class Sides(nn.Module):
+    """A U-net of two levels: what each step down has made is laid beside the stream on the way up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [(4, 4), (4, 6), (6, 6), (12, 6), (10, 6), (10, 4), (8, 4)]
+        self.shortcuts = nn.ModuleList(nn.Conv1d(one, two, 1) if one != two else nn.Identity() for one, two in widths)
+        self.layers = nn.ModuleList(nn.Conv1d(one, two, 3, padding=1) for one, two in widths)
+        self.start, self.down = nn.Conv1d(3, 4, 1), nn.Conv1d(4, 4, 3, stride=2, padding=1)
+        self.up, self.end = nn.Conv1d(6, 6, 3, padding=1), nn.Conv1d(4, 3, 1)
+
+    def block(self, number: int, x: Tensor) -> Tensor:
+        return self.shortcuts[number](x) + torch.tanh(self.layers[number](F.silu(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = [self.start(x)]
+        made.append(self.block(0, made[-1]))
+        made.append(self.down(made[-1]))
+        made.append(self.block(1, made[-1]))
+        h = self.block(2, made[-1])
+        for number in range(3, 7):
+            if number == 5:
+                h = self.up(F.interpolate(h, scale_factor=2))
+            h = self.block(number, torch.cat([h, made.pop()], 1))
+        return self.end(F.silu(h))
+
+
+def test_what_is_laid_beside_a_stream_is_no_stream_of_its_own() -> None:
+    torch.manual_seed(0)
+    net = Sides().eval().double()
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    graph = jg.trace(net, x, dynamic=False)  # of open sizes pieces would not fit side by side
+    kinds = [branch.kind for join in graph.joins for branch in join.branches]
+    assert kinds == ["conv", "conv", "conv", *["skip", "conv"] * 4]
+    assert [join.kind for join in graph.joins].count("concat") == 4
+    check_values(subject(graph, {"x": x}, {"x": torch.randn_like(x)}, torch.float64))

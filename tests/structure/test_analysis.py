@@ -223,6 +223,37 @@ def test_a_map_that_changes_the_shape_is_split(kind: str) -> None:
     assert len(jg.compile(jg.expand(graph, recipe="lens"))(torch.randn(3, WIDTH)).terms) >= 4
 
 
+ADDED_NOT_AT_ALL = {
+    "addmm": lambda f, p: torch.addmm(p["unwritten"], f, p["matrix"], beta=0, alpha=2),
+    "addmm of a row": lambda f, p: torch.addmm(p["unwritten"][0], f, p["matrix"], beta=0),
+    "baddbmm": lambda f, p: torch.baddbmm(p["unwritten"][None], f[None], p["matrix"][None], beta=0)[0],
+    "addbmm": lambda f, p: torch.addbmm(p["unwritten"], f[None], p["matrix"][None], beta=0),
+    "addmv": lambda f, p: torch.addmv(p["unwritten"][0], p["matrix"], f.sum(0), beta=0).expand(3, 4),
+}
+"""Products that 0 times something is added to, which torch then does not look at."""
+
+
+class Unwritten(nn.Module):
+    """Attention scores are such products where there is no mask: of memory that nobody has written."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.mlp = nn.Linear(4, 4)
+        self.parts = nn.ParameterDict({"unwritten": torch.full((3, 4), torch.nan), "matrix": torch.randn(4, 4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + ADDED_NOT_AT_ALL[self.how](torch.tanh(self.mlp(x)), self.parts)
+
+
+@pytest.mark.parametrize("how", ADDED_NOT_AT_ALL)
+def test_what_is_added_no_times_is_not_looked_at(how: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Unwritten(how), Unwritten(how)).eval()
+    graph = check(model, torch.randn(3, 4))
+    assert [join.alias for join in graph.joins] == ["L0.mlp", "L1.mlp"]
+
+
 FUSED = {
     "addcmul": lambda x, f, p: torch.addcmul(x, f, p["gain"], value=0.5),
     "addcdiv": lambda x, f, p: torch.addcdiv(x, f, 1 + p["gain"].abs(), value=-2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
@@ -82,3 +83,49 @@ def test_positions_have_one_name_whatever_they_are_counted_by() -> None:
         expected = ["embed", "position_embeddings", "token_type_embeddings"] if "bert" in name else ["embed", "pos"]
         assert [alias for alias, _ in one][: len(expected)] == expected
         assert "pos" in one[1][1] or one[1][1] == "wpe"
+
+
+class Reader(nn.Module):
+    """Attention of tokens to themselves, normed, and to what they are given, which lie side by side for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.q, self.kv = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 8)
+
+    def forward(self, h: Tensor, given: Tensor | None = None) -> Tensor:
+        normed = self.norm(h)
+        read = normed if given is None else torch.cat((normed, given), 1)
+        return F.scaled_dot_product_attention(self.q(normed), *self.kv(read).chunk(2, -1))
+
+
+class ClassAttention(nn.Module):
+    """A class token is added to by layers that read the patches, as in CaiT and XCiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(Reader() for _ in range(2))
+        self.second = nn.ModuleList(Reader() for _ in range(2))
+        self.mlps = nn.ModuleList(PreNorm(4).mlp for _ in range(4))
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for at, layer in enumerate(self.first):
+            x = x + layer(x)
+            x = x + self.mlps[at](x)
+        h = self.token.expand(len(x), 1, 4)
+        for at, layer in enumerate(self.second):
+            h = h + layer(h, x)
+            h = h + self.mlps[2 + at](h)
+        return self.head(h[:, 0])
+
+
+@torch.no_grad()
+def test_a_norm_beside_what_a_layer_is_given_is_no_join() -> None:
+    torch.manual_seed(0)
+    net, x = ClassAttention().eval(), torch.randn(2, 5, 4)
+    graph = jg.trace(net, x)
+    # The first sum of the token is where its stream starts.
+    assert [join.depth for join in graph.joins] == [0] * 7
+    assert {branch.kind for join in graph.joins for branch in join.branches} == {"attn", "mlp"}
+    torch.testing.assert_close(jg.compile(jg.expand(graph, recipe="components"))(x).total, net(x))
