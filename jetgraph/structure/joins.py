@@ -173,8 +173,8 @@ def only_steers(node: fx.Node, by: Collection[Any] = frozenset(SOFTMAX)) -> bool
 
 
 def _is_weighed_up(node: fx.Node) -> bool:
-    """All that reads a value is one layer whose outputs are gates: how stream and branch are mixed is made of both, side
-    by side, or of their difference.
+    """All that reads a value is one layer whose outputs are gates: how stream and branch are mixed is made of both,
+    side by side, or of their difference.
     """
     stack, layers = [node], set[fx.Node]()
     while stack:
@@ -581,7 +581,7 @@ KEEPING: tuple[SkipKind, ...] = ("identity", "scaled")
 
 
 def _passed(flow: Dataflow, join: Join, by_node: Found) -> list[fx.Node]:
-    """The ends of joins by which a stream goes on between a fork and what is skipped of it: their branches are affine."""
+    """The ends of joins by which a stream goes on between a fork and what is skipped of it, by affine branches."""
     if join.kind != "projection" or join.skip is None:
         return []
     way = (node for node, _ in affine_past(flow, join.skip.exit) if flow.positions[node] > flow.positions[join.fork])
