@@ -74,11 +74,11 @@ def _past_layout(node: fx.Node) -> list[fx.Node]:
 
 def _is_largest_of(node: Any, value: Any) -> bool:
     """A node is the negative of the largest of some entries of a value, put back at each of them."""
-    taken = False
-    while isinstance(node, fx.Node) and packet_of(node) in IDENTITY | _PUT_BACK | {aten.neg, aten.mul}:
-        taken = taken or packet_of(node) in (aten.neg, aten.mul)
+    signs = 0
+    while isinstance(node, fx.Node) and packet_of(node) in IDENTITY | _PUT_BACK | {aten.neg}:
+        signs += packet_of(node) is aten.neg
         node = node.args[0]
-    if not taken or not isinstance(node, fx.Node) or packet_of(node) not in _LARGEST:
+    if signs != 1 or not isinstance(node, fx.Node) or packet_of(node) not in _LARGEST:
         return False
     bound = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
     if packet_of(node) is aten.scatter_reduce and bound["reduce"] != "amax":
@@ -86,7 +86,7 @@ def _is_largest_of(node: Any, value: Any) -> bool:
     return _as_it_was(bound.get("src", bound["self"])) is _as_it_was(value)
 
 
-_LARGEST = {aten.amax, aten.max, aten.logsumexp, aten.scatter_reduce}
+_LARGEST = {aten.amax, aten.max, aten.scatter_reduce}
 _PUT_BACK = {aten.index_select, aten.gather, aten.index, aten.select}
 
 
