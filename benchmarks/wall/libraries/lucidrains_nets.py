@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from colt5_attention import ConditionalRoutedTransformerBlock
-from colt5_attention.vit import ConditionalRoutedViT
 from conformer import Conformer
 from gateloop_transformer import SimpleGateLoopLayer
 from gateloop_transformer import Transformer as GateLoop
@@ -327,32 +326,6 @@ NETS: dict[str, Net] = {
         lambda: {"input": torch.randn(2, LENGTH, WIDTH)},
         4,
         "2 blocks of light attention beside heavy attention of the tokens that a router takes, feed-forward likewise",
-        KINDS,
-    ),
-    "colt5_vit": Net(
-        lambda: stirred(
-            ConditionalRoutedViT(
-                image_size=16,
-                patch_size=4,
-                num_classes=5,
-                dim=WIDTH,
-                depth=2,
-                attn_num_heavy_tokens_q=4,
-                attn_num_heavy_tokens_kv=4,
-                attn_heavy_dim_head=8,
-                attn_heavy_heads=3,
-                attn_light_dim_head=8,
-                attn_light_heads=3,
-                attn_light_window_size=2,
-                ff_num_heavy_tokens=4,
-                ff_heavy_mult=2,
-                ff_light_mult=1,
-                flash_attn=False,
-            )
-        ),
-        lambda: {"img": torch.randn(2, 3, 16, 16)},
-        4,
-        "as colt5, on patches",
         KINDS,
     ),
     "hyper_vit": Net(

@@ -345,7 +345,7 @@ AUDIO: dict[str, Net] = {
     ),
     "wav2vec2": _net(
         lambda: First(_wav2vec2(False)),
-        frames(2, 200),
+        frames(2, 200, name="waveforms"),
         5,
         "positions by convolution, 2 layers",
         "attn 2, conv 1, mlp 2",
