@@ -41,7 +41,8 @@ class Similar(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        return self.model.get_logits(image, text)[0]
+        logits: Callable[..., tuple[Tensor, ...]] = getattr(self.model, "get_logits")  # noqa: B009
+        return logits(image, text)[0]
 
 
 class Captions(nn.Module):
