@@ -23,6 +23,9 @@ _LAYOUT = {
 }  # fmt: skip
 
 
+_SCALES = {aten.mul, aten.div, aten.neg}
+
+
 def write_out_steps(graph: fx.Graph) -> None:
     """Rewrite them in place."""
     for node in list(graph.nodes):
@@ -34,12 +37,18 @@ def write_out_steps(graph: fx.Graph) -> None:
 
 
 def _reads_itself(read: Any, state: Any) -> bool:
-    """What a cell reads is made of the value that its state is, in whatever layout."""
+    """What a cell reads is made of the value that its state is, or is a multiple of, in whatever layout."""
     if not isinstance(read, fx.Node) or not isinstance(state, fx.Node):
         return False
-    while getattr(state.target, "overloadpacket", None) in _LAYOUT:
-        state = state.all_input_nodes[0]
-    return is_made_of(read, state)
+    stack = [state]
+    while stack:
+        node = stack.pop()
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet in _LAYOUT or packet in _SCALES:
+            stack += node.all_input_nodes
+        elif is_made_of(read, node):
+            return True
+    return False
 
 
 def _step(node: fx.Node, read: fx.Node, state: fx.Node, *weights: Any) -> fx.Node:

@@ -181,10 +181,8 @@ def _memory(node: fx.Node) -> Any:
 def _not_in_place(node: fx.Node) -> OpOverload | None:
     """The operator that gives a tensor of its own with what this one writes into its first argument."""
     assert isinstance(node.target, OpOverload)
-    namespace, _, name = node.target._schema.name.partition("::")
     first, *others = node.target._schema.arguments
-    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
-    target = getattr(packet, node.target._overloadname, None)
+    target = _with_the_same_arguments(node.target)
     if target is None or not first.is_write or any(each.is_write for each in others):
         return None
     given: Any = fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
@@ -193,6 +191,23 @@ def _not_in_place(node: fx.Node) -> OpOverload | None:
     # In place the result has the type of what is written into.
     fits = isinstance(value, Tensor) and (value.shape, value.dtype) == (written.shape, written.dtype)
     return target if fits else None
+
+
+@functools.cache
+def _with_the_same_arguments(op: OpOverload) -> OpOverload | None:
+    """The operator without `_` at the end of its name that takes what this one takes.
+
+    It need not have the same name among its overloads: `pow_.Scalar` writes a tensor to the power of a number, as
+    `pow.Tensor_Scalar` gives it, and `pow.Scalar` is a number to the power of a tensor.
+    """
+    namespace, _, name = op._schema.name.partition("::")
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    overloads = [getattr(packet, each) for each in packet.overloads()] if packet is not None else []
+    return next((each for each in overloads if _arguments(each) == _arguments(op)), None)
+
+
+def _arguments(op: OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in op._schema.arguments]
 
 
 @functools.cache

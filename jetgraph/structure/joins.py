@@ -63,7 +63,7 @@ from jetgraph.structure.operators import (
     mixes,
     packet_of,
 )
-from jetgraph.structure.places import reads_elsewhere
+from jetgraph.structure.places import bounds, reads_elsewhere
 from jetgraph.structure.regions import Join, Region
 
 
@@ -92,10 +92,13 @@ def find_sums(flow: Dataflow) -> dict[fx.Node, Join]:
         if node not in flow:
             continue
         packet = packet_of(node)
-        if packet is aten.add and _is_sum(node):
+        if packet is aten.add and _is_sum(node) and not bounds(node):
             join = _summed(flow, node, by_node)
-            if join is not None and _passes_point(flow, join, by_node):
-                join = _behindhand(flow, node, by_node) or join
+            if join is not None and (passed := _passed(flow, join, by_node)):
+                behind = _behindhand(flow, node, by_node)
+                # What a projected skip adds to itself on its way, and nothing else reads, is one layer with it.
+                by_node = by_node if behind else {at: by_node[at] for at in by_node if at not in passed}
+                join = behind or join
             if join is None:
                 total = flattened(flow, node, {add for add in by_node if by_node[add].skip})
                 join = _behindhand(flow, node, by_node) or _without_skip(flow, total, by_node)
@@ -150,7 +153,7 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     operands = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
     added = [elsewhere.get(node, node) for node in operands]
     given = any(not any(_holds(other, node) for node in added) for other in inside)
-    steers = bool(holders) and only_steers(join.node, SOFTMAX | _GATES)
+    steers = bool(holders) and (only_steers(join.node, SOFTMAX | _GATES) or _is_weighed_up(join.node))
     # A norm of the stream beside another point, for a layer of the branch to read, is nothing that a stream goes on in.
     nothing = join.kind == "none" and not any(mixes(node) for each in join.branches for node in each.region.nodes)
     return (apart and not is_point(flow, join.fork, by_node)) or given or steers or (nothing and bool(inside))
@@ -173,6 +176,24 @@ def only_steers(node: fx.Node, by: Collection[Any] = frozenset(SOFTMAX)) -> bool
             stack.append(user)
     return True
 
+
+def _is_weighed_up(node: fx.Node) -> bool:
+    """All that reads a value is one layer whose outputs are gates: how stream and branch are mixed is made of both,
+    side by side, or of their difference.
+    """
+    stack, layers = [node], set[fx.Node]()
+    while stack:
+        for user in readers(stack.pop()):
+            if packet_of(user) in _LAYERS:
+                layers.add(user)
+            elif packet_of(user) in IDENTITY | {aten.cat}:
+                stack.append(user)
+            else:
+                return False
+    return bool(layers) and all(only_steers(layer, _GATES) for layer in layers)
+
+
+_LAYERS = {aten.linear, aten.addmm, aten.mm}
 
 _MASKING = {aten.add, aten.masked_fill, aten.where, aten.clamp, aten.slice}
 
@@ -577,12 +598,12 @@ KEEPING: tuple[SkipKind, ...] = ("identity", "scaled")
 """Skips after which a stream is what it was, up to a factor."""
 
 
-def _passes_point(flow: Dataflow, join: Join, by_node: Found) -> bool:
-    """Between a fork and what is skipped of it a stream goes on, by a join whose branches are all affine."""
+def _passed(flow: Dataflow, join: Join, by_node: Found) -> list[fx.Node]:
+    """The ends of joins by which a stream goes on between a fork and what is skipped of it, by affine branches."""
     if join.kind != "projection" or join.skip is None:
-        return False
+        return []
     way = (node for node, _ in affine_past(flow, join.skip.exit) if flow.positions[node] > flow.positions[join.fork])
-    return any(node in by_node and by_node[node].fork is join.fork for node in way)
+    return [node for node in way if node in by_node and by_node[node].fork is join.fork]
 
 
 def _behindhand(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
@@ -731,7 +752,10 @@ def _of_branches(flow: Dataflow, total: Sum, fork: fx.Node | None, by_node: Foun
     if held_image(flow, total.node, (max(points, key=flow.positions.__getitem__),)) is not None:
         return None  # What a point has is weighed here, and nothing is added to it.
     regions = [flow.region(fork, operand) for operand in flowing]
-    if any(region.affine or not any(mixes(node) for node in region.nodes) for region in regions):
+    # What is affine only with others held, as messages along weighed edges are, is no skip that was told.
+    if all(region.affine for region in regions) or any(
+        (region.affine and not region.context) or not any(mixes(node) for node in region.nodes) for region in regions
+    ):
         return None
     return _over(total, "none", None, fork, regions)
 

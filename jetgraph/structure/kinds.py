@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from jetgraph.jets.registry import values_read
-from jetgraph.structure.contractions import factors_of, weighted, written_out
+from jetgraph.structure.contractions import factors_of, labels_of, weighted, written_out
 from jetgraph.structure.operators import (
     CONVOLUTIONS,
     IDENTITY,
@@ -31,10 +31,11 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
     """The attention products of a region, in execution order, each with the node at which its pattern starts.
 
     These are fused attention (which starts at itself), products with what a softmax gives, and in general each product
-    of something with an earlier product, both factors of both being activations. So softmax may be written by hand,
-    masked or renormalised, or be a sigmoid or nothing (linear attention, with kᵀ v summed up to each place too). A
-    product is one too where it is written out, Σ q[:, :, None] ⊙ k[:, None], with rows and columns by broadcasting; and
-    so is a sum over places with weights of a softmax for each, or for each place and feature (vector attention).
+    of something with an earlier product, both factors of both being activations, that sums over more than one. So
+    softmax may be written by hand, masked or renormalised, or be a sigmoid or nothing (linear attention, with kᵀ v
+    summed up to each place too). A product is one too where it is written out, Σ q[:, :, None] ⊙ k[:, None], with rows
+    and columns by broadcasting; and so is a sum over places with weights of a softmax for each, or for each place and
+    feature (vector attention).
     """
     activations = {region.entry, *region.nodes, *region.context}
     scores: list[fx.Node] = []
@@ -52,7 +53,7 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
             factors = [arg for arg in dict.fromkeys(read) if arg in activations]
             histories = [above.get(factor, 0) for factor in factors]
             alone = next((one & ~other for one, other in permutations(histories, 2) if one & ~other), 0)
-            if alone:
+            if alone and _sums_up(node):
                 starts.setdefault(node, scores[alone.bit_length() - 1])
             if len(factors) > 1:
                 made |= 1 << len(scores)
@@ -64,6 +65,16 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
             starts |= dict.fromkeys(_weighted_by(node, region, scored=bool(made)), node)
         above[node] = made
     return {node: starts[node] for node in region.nodes if node in starts}
+
+
+def _sums_up(product: fx.Node) -> bool:
+    """A product sums over something: what spreads one value over streams with a weight for each attends to nothing."""
+    told = labels_of(product)
+    if told is None:
+        return True
+    pair, (one, other, made) = told
+    shapes = [factor.meta["shape"] for factor in pair]
+    return any(shapes[0][at] != 1 for at, label in enumerate(one) if label in other and label not in made)
 
 
 def _is_summed_up(product: fx.Node) -> bool:

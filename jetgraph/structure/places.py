@@ -19,7 +19,7 @@ from jetgraph.jets.registry import bind
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.dimensions import LAYOUTS, Dimensions, Layout
 from jetgraph.structure.dimensions.changes import laid_out, of_one, places_of
-from jetgraph.structure.operators import CONVOLUTIONS, FIXED_NORMS, aten, packet_of
+from jetgraph.structure.operators import CONVOLUTIONS, FIXED_NORMS, IDENTITY, aten, packet_of
 from jetgraph.structure.regions import Region
 
 
@@ -52,6 +52,48 @@ def reads_elsewhere(flow: Dataflow, region: Region, skip: fx.Node) -> bool:
     return any(
         end.meta["shape"][place] != 1 and other.at(place) != one.at(ahead + place) for place in range(len(other.dims))
     )
+
+
+def bounds(total: fx.Node) -> bool:
+    """A sum takes the largest of several values away from each ahead of exp, so that none is too large: a softmax among
+    neighbours in a graph that is written out, say, has the same values without it.
+    """
+    if not total.users or any(packet_of(user) is not aten.exp for user in _past_layout(total)):
+        return False
+    one, other = total.args[:2]
+    return _is_largest_of(one, other) or _is_largest_of(other, one)
+
+
+def _past_layout(node: fx.Node) -> list[fx.Node]:
+    """What reads a value, in whatever layout."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        found += _past_layout(user) if packet_of(user) in IDENTITY else [user]
+    return found
+
+
+def _is_largest_of(node: Any, value: Any) -> bool:
+    """A node is the negative of the largest of some entries of a value, put back at each of them."""
+    signs = 0
+    while isinstance(node, fx.Node) and packet_of(node) in IDENTITY | _PUT_BACK | {aten.neg}:
+        signs += packet_of(node) is aten.neg
+        node = node.args[0]
+    if signs != 1 or not isinstance(node, fx.Node) or packet_of(node) not in _LARGEST:
+        return False
+    bound = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+    if packet_of(node) is aten.scatter_reduce and bound["reduce"] != "amax":
+        return False
+    return _as_it_was(bound.get("src", bound["self"])) is _as_it_was(value)
+
+
+_LARGEST = {aten.amax, aten.max, aten.scatter_reduce}
+_PUT_BACK = {aten.index_select, aten.gather, aten.index, aten.select}
+
+
+def _as_it_was(node: Any) -> Any:
+    while isinstance(node, fx.Node) and packet_of(node) in IDENTITY:
+        node = node.args[0]
+    return node
 
 
 # Pools

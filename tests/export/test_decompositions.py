@@ -61,6 +61,13 @@ def in_place(net, x):
     return y.masked_fill_(x > 1, 0.5) - net.table
 
 
+def powers_in_place(net, x):
+    """Operators whose overloads are named differently with and without `_`; `pow.Scalar` is another function."""
+    y = net.linear(x).exp()
+    y.pow_(-0.5).pow_(x.sigmoid() + 1)
+    return y.floor_divide_(x.abs() + 0.1)
+
+
 def halves_in_place(net, x):
     y = torch.empty_like(x)
     y[..., :3] = x[..., 3:]
@@ -130,7 +137,7 @@ def seen_in_another_shape(net, x):
     return y + pairs[..., 0].sum(-1, keepdim=True)
 
 
-SIMPLE = [composites, norms, without_gradients, in_place, counted_in_place, halves_in_place]
+SIMPLE = [composites, norms, without_gradients, in_place, counted_in_place, powers_in_place, halves_in_place]
 SIMPLE += [a_view_is_written, without_gradients_and_in_place, a_view_sees_it]
 HARD = [seen_in_another_shape, widened_in_place]
 

@@ -110,6 +110,21 @@ def test_ties_of_a_maximum(function: Callable[..., Tensor]) -> None:
     assert coefficients[2].abs().sum() == 0
 
 
+def _largest_of_neighbours(x: Tensor) -> Tensor:
+    """x [2, 3]: of each row, those that land in one place; nothing lands in the last one."""
+    index = torch.tensor([[0, 0, 1], [0, 1, 1]])
+    return torch.zeros_like(x).scatter_reduce(1, index, x, "amax", include_self=False)
+
+
+def test_ties_of_what_lands_in_one_place() -> None:
+    x = torch.tensor([[1.0, 1.0, 5.0], [2.0, 3.0, 4.0]], requires_grad=True)
+    v = torch.tensor([[1.0, 2.0, 4.0], [1.0, 3.0, 5.0]])
+    (slope,) = torch.autograd.grad(_largest_of_neighbours(x).sum(), x)
+    coefficients = jg.jet(_largest_of_neighbours, x.detach(), v, 2)
+    assert coefficients.tolist() == [[[1, 5, 0], [2, 4, 0]], [[1.5, 4, 0], [1, 5, 0]], [[0] * 3] * 2]
+    torch.testing.assert_close(coefficients[1].sum(1), (slope * v).sum(1))
+
+
 def test_routing_is_fixed_at_the_centre() -> None:
     x, v = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([-5.0, 10.0, 1.0])
     values = jg.jet(lambda y: y.topk(2).values, x, v, 1)

@@ -496,6 +496,7 @@ OF_SCORES = "scaled_dot_product_attention.default-1"
 
 
 SHIFTED_ON_SOME_PIECES = ("relu6", "clamp", "max.other", "maximum", "fmax", "min.other", "minimum", "fmin", "fmod")
+SHIFTED_ON_SOME_PIECES += ("scatter_reduce",)
 """These are said to have a constant wherever they are."""
 
 

@@ -261,7 +261,7 @@ def _prod_over_dim(
     return result.like(result.coefficients.unsqueeze(where)) if keepdim else result
 
 
-@register_rule(aten.cumprod.default)
+@register_rule(aten.cumprod.default, complex_values=True)
 @with_a_dim
 def _cumprod(order: int, x: Series, dim: int, *, dtype: torch.dtype | None = None) -> Series:
     """Running products along one dim, one factor after the other."""

@@ -463,6 +463,59 @@ for _op in (aten.max.default, aten.min.default, aten.median.default, aten.nanmed
     _extreme_of_all(_op)
 
 
+def _lands_linearly(bound: Mapping[str, Any]) -> bool:
+    """Values that land in one place are added up, with no regard to how large they are."""
+    return bound["reduce"] in ("sum", "mean")
+
+
+def _scatter_reduce(
+    order: int, own: Any, dim: int, index: Tensor, src: Any, reduce: str, *, include_self: bool = True
+) -> Series:
+    """Coefficients by the share that each value has in the result at the centre."""
+    first = aten.scatter_reduce.two(centre(own), dim, index, centre(src), reduce, include_self=include_self)
+    places = tuple(map(slice, index.shape))
+    kept, landed = _shares(first, dim, index, centre(own), centre(src)[places], reduce, include_self)
+    rows: Rows = [first]
+    for j in range(1, max(each.stop for each in (own, src) if isinstance(each, Series))):
+        row = own.row(j) if isinstance(own, Series) else None
+        made = torch.zeros_like(first) if row is None else kept * row
+        row = src.row(j) if isinstance(src, Series) else None
+        rows.append(made if row is None else made.scatter_add(dim, index, landed * row[places]))
+    return Series.of_rows(rows, order, first)
+
+
+def _shares(
+    made: Tensor, dim: int, index: Tensor, own: Tensor, landing: Tensor, reduce: str, include_self: bool
+) -> tuple[Tensor, Tensor]:
+    """What a value that was there before, and one that lands there, has of the result; an extremum is shared by those
+    that attain it.
+    """
+    landed = torch.ones_like(landing)
+    count = torch.zeros_like(made).scatter_add(dim, index, landed)
+    kept = torch.ones_like(made) if include_self else (count == 0).to(made.dtype)
+    if reduce == "sum":
+        return kept, landed
+    if reduce in ("amax", "amin"):
+        kept = kept * (own == made)
+        landed = (landing == made.gather(dim, index)).to(made.dtype)
+        count = torch.zeros_like(made).scatter_add(dim, index, landed)
+    elif reduce != "mean":
+        raise MissingRuleError(f"what lands in one place is reduced by {reduce!r}, which has no Taylor rule")
+    total = kept + count
+    return kept / total, landed / total.gather(dim, index)
+
+
+register_rule(
+    aten.scatter_reduce.two,
+    _scatter_reduce,
+    kind="piecewise",
+    affine="self src",
+    when=lambda bound, moving: _lands_linearly(bound),
+    gate=lambda bound: None if _lands_linearly(bound) else "gate",
+    held=_scatter_reduce,
+)
+
+
 def _quantile(op: Any, *, skips: bool = False) -> None:
     """Between two neighbours of the entries, in the order that they have at the centre; where an op `skips` what is no
     number there, of the others.
