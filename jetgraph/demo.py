@@ -282,8 +282,8 @@ def _bigram_rows(bigrams: NGrams) -> list[tuple[str, ...]]:
 
 
 def _alike(one: Mapping[jg.Path, Tensor], other: Mapping[jg.Path, Tensor]) -> str:
-    """Whether terms are those of a module that was loaded again. Its weights are mapped from their file, and products of
-    what begins elsewhere in memory may round differently.
+    """Whether terms are those of a module that was loaded again. Its weights are mapped from their file, and products
+    of what begins elsewhere in memory may round differently.
     """
     if all(torch.equal(value, other[path]) for path, value in one.items()):
         return "the same to the bit"

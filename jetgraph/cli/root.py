@@ -150,8 +150,8 @@ class _Commands(TyperGroup):
 
 
 def _said(error: Exception) -> str:
-    """What typer found wrong with an argument. Where pydantic found it, in the words of this package: with what was given,
-    which its own messages leave out.
+    """What typer found wrong with an argument. Where pydantic found it, in the words of this package: with what was
+    given, which its own messages leave out.
     """
     if errors := getattr(error.__cause__, "errors", None):
         error = type(error)(_refused(errors()[0]), ctx=getattr(error, "ctx", None), param=getattr(error, "param", None))

@@ -56,7 +56,7 @@ def test_blocks_of_other_kinds_are_not() -> None:
 
 
 class Ends(nn.Module):
-    """A residual layer whose output is the stream behind a norm, as an encoder's is, and maybe behind an unembedding."""
+    """A residual layer whose output is the stream behind a norm, as an encoder's is, or behind an unembedding."""
 
     def __init__(self, *, unembed: bool) -> None:
         super().__init__()

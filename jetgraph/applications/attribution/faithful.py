@@ -100,8 +100,8 @@ class Faithfulness(Result):
             return ""
         return (
             f"the target is {one:.4g} at one end of the curve and {other:.4g} at the other, so near that shares of the "
-            "way between say little: take the difference of two tokens (--versus), or ablate to the mean or another prompt "
-            "(ablation=, --ablation)"
+            "way between say little: take the difference of two tokens (--versus), or put the mean or another prompt's "
+            "values in the place of components (ablation=, --ablation)"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:

@@ -72,7 +72,9 @@ function memberList(shown, choose) {
 
 /** What the panel says while nothing is chosen. */
 export function fillSummary(panel, graph) {
-  const kinds = [...new Set(graph.nodes.map((node) => node.kind))].filter((kind) => kind && graph.colours[kind]);
+  // Sources of paths are drawn as frames.
+  const filled = graph.nodes.filter((node) => graph.kind !== "paths" || node.role !== "source");
+  const kinds = [...new Set(filled.map((node) => node.kind))].filter((kind) => kind && graph.colours[kind]);
   const legend = make("ul", { class: "legend" });
   for (const kind of kinds) {
     const dot = make("i", { class: "kind" });
