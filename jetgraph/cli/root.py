@@ -154,7 +154,8 @@ def _said(error: Exception) -> str:
     given, which its own messages leave out.
     """
     if errors := getattr(error.__cause__, "errors", None):
-        error = type(error)(_refused(errors()[0]), ctx=getattr(error, "ctx", None), param=getattr(error, "param", None))
+        kind: Any = type(error)
+        error = kind(_refused(errors()[0]), ctx=getattr(error, "ctx", None), param=getattr(error, "param", None))
     return str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
 
 

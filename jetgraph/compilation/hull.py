@@ -23,7 +23,7 @@ def nearest_in_hull(gram: Array) -> Array:
     [0.75, 0.25]
     """
     # Importing it takes a tenth of what importing jetgraph does, and few come for joint lenses.
-    from scipy.linalg.lapack import dpstrf
+    from scipy.linalg import get_lapack_funcs
     from scipy.optimize import nnls
 
     diagonal = np.diagonal(gram)
@@ -31,7 +31,8 @@ def nearest_in_hull(gram: Array) -> Array:
     if diagonal[best] <= 0:
         return np.eye(len(gram))[best]
     lengths, roots = np.sqrt(diagonal / diagonal[best]), np.sqrt(diagonal)
-    upper, pivots, rank, _ = dpstrf(gram / roots[:, None] / roots, tol=np.finfo(np.float64).eps)
+    (cholesky,) = get_lapack_funcs(("pstrf",), (gram,))
+    upper, pivots, rank, _ = cholesky(gram / roots[:, None] / roots, tol=np.finfo(np.float64).eps)
     factor = np.zeros((rank, len(gram)))
     factor[:, pivots - 1] = np.triu(upper)[:rank]
     target = np.zeros(rank + 1)

@@ -28,7 +28,7 @@ function edgeList(title, edges, other, choose) {
     const row = [make("span", { class: "name" }, edge[other].label), valued ? bar : null, make("span", { class: "number" }, told(edge.value))];
     return make("li", {}, make("button", { type: "button", onclick: () => choose(edge[other]) }, ...row));
   });
-  const more = sorted.length > LISTED ? make("p", { class: "note" }, `${sorted.length - LISTED} smaller ones are not listed`) : null;
+  const more = sorted.length > LISTED ? make("p", { class: "note" }, `${sorted.length - LISTED} smaller ${sorted.length - LISTED > 1 ? "ones are" : "one is"} not listed`) : null;
   return make("section", {}, make("h3", {}, `${title} (${edges.length})`, valued ? make("span", { class: "number" }, `Σ ${told(sum)}`) : ""), make("ul", { class: "edges" }, ...items), more);
 }
 
