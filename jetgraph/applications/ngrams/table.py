@@ -240,7 +240,7 @@ class PathTable:
     def __repr__(self) -> str:
         rows = " x ".join([f"{self.tokens:,}"] * (self.n - 1))
         shown = str(self.paths[0]) if len(self.paths) == 1 else f"mean of {len(self.paths)} paths, {self.label}"
-        return f"PathTable: {rows:,} contexts, {self.vocabulary:,} next tokens, {shown}"
+        return f"PathTable: {rows} contexts, {self.vocabulary:,} next tokens, {shown}"
 
     # Inside
 
