@@ -157,25 +157,24 @@ _LARGEST = 2**1000
 
 
 def big(number: int) -> str:
-    """A count for people: all its digits where it is short, a power of two where it is one.
+    """A count for people: all its digits, by thousands, where it is short; a power of two where it is one.
 
-    >>> big(48), big(2**252), big(3**252 * 2)
-    ('48', '2^252 ≈ 7.24e+75', '≈ 3.43e+120')
+    >>> big(48), big(12288), big(2**252), big(3**252 * 2)
+    ('48', '12,288', '2^252 ≈ 7.24e+75', '≈ 3.43e+120')
     """
     if number < 10**12:
-        return str(number)
+        return f"{number:,}"
     power = f"2^{number.bit_length() - 1} " if number & (number - 1) == 0 else ""
     return f"{power}≈ {Decimal(number):.2e}"
 
 
-def amount(number: int, word: str, form: str = "") -> str:
-    """A number of things, as `big` says it or in a form; a single one is one.
+def amount(number: int, word: str) -> str:
+    """A number of things, as `big` says it; a single one is one.
 
-    >>> amount(1, "path"), amount(0, "path"), amount(2048, "branch", ",")
+    >>> amount(1, "path"), amount(0, "path"), amount(2048, "branch")
     ('1 path', '0 paths', '2,048 branches')
     """
-    text = format(number, form) if form else big(number)
-    return f"{text} {word if number == 1 else word + ('es' if word.endswith(('ch', 's', 'x')) else 's')}"
+    return f"{big(number)} {word if number == 1 else word + ('es' if word.endswith(('ch', 's', 'x')) else 's')}"
 
 
 def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = sorted(ROOT.glob("examples/[0-9][0-9]_*.py"))
 SAYS = {
     "01_trace_and_joins": ["8 residual joins", "an identity skip plus L1.mlp (1.body)"],
-    "02_expand_and_select": ["1024", "128 paths", "= 2^252: True"],
+    "02_expand_and_select": ["1,024", "128 paths", "= 2^252: True"],
     "03_compile_paths": ["no forward pass", "by hand: max difference", "3 x 12 tokens"],
     "04_lens": ["is followed by", "h8"],
     "05_register_rule": ["has no Taylor rule", "order 8: f(x + t v) to within"],

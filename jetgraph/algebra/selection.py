@@ -61,7 +61,7 @@ class Selection:
     def _check_budget(self) -> None:
         if not self._asked and self.count() > LIST_BUDGET:
             raise BudgetError(
-                f"{quoted(self.text)} selects {big(self.count())} paths, too many to list (over {LIST_BUDGET}): take "
+                f"{quoted(self.text)} selects {big(self.count())} paths, too many to list (over {LIST_BUDGET:,}): take "
                 f"some with [:{LIST_BUDGET}] or limit={LIST_BUDGET}, narrow the pattern, or use .count() for the number"
             )
 

@@ -154,7 +154,7 @@ class Result(ABC):
         if not any(size > -math.inf for size in sizes):
             raise InputError(f"the column {quoted(by)} holds no numbers to go by")
         order = sorted(range(len(sizes)), key=lambda row: -sizes[row])
-        return self._rows(order[:n], f"the {n} largest by {by} of")
+        return self._rows(order[:n], f"the {'' if n == 1 else f'{n:,} '}largest by {by} of")
 
     def at(self, position: int) -> Table:
         """The rows of one position; negative ones are counted from the end, of each example from its own.
@@ -341,7 +341,7 @@ class Result(ABC):
             lines.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         if len(self) > len(rows):
             lines.append(
-                f"  … {len(self) - len(rows)} more rows: .top(n, by=...), .to_dataframe() or .save(file) has all"
+                f"  … {len(self) - len(rows):,} more rows: .top(n, by=...), .to_dataframe() or .save(file) has all"
             )
         return "\n".join(lines)
 
@@ -354,7 +354,7 @@ class Result(ABC):
         names, rows = self._shown()
         head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        more = f"<p>… {len(self) - len(rows)} more rows</p>" if len(self) > len(rows) else ""
+        more = f"<p>… {len(self) - len(rows):,} more rows</p>" if len(self) > len(rows) else ""
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         return f"<p><b>{html.escape(self.title)}</b></p>{note}<table><tr>{head}</tr>{body}</table>{more}"
 

@@ -221,8 +221,8 @@ def terms(
     chosen = select(expansion, "**" if path is None else path)
     if chosen.count() > PATH_BUDGET and not expansion.chooses:
         raise BudgetError(
-            f"{big(chosen.count())} terms are selected, more than the {PATH_BUDGET} that are told one by one: take so "
-            "many at most (--limit), their sums by class (spectrum), components (attribute), or the largest (rank)"
+            f"{big(chosen.count())} terms are selected, more than the {PATH_BUDGET:,} that are told one by one: take "
+            "so many at most (--limit), their sums by class (spectrum), components (attribute), or the largest (rank)"
         )
     given = subject.inputs(inputs)
     shape = subject.run(given).shape(subject.graph.traced.output)

@@ -48,9 +48,16 @@ class Score(enum.StrEnum):
     flow = "flow"
 
 
-Nodes = Annotated[float, typer.Option(help="Share of the influence of nodes that is kept; 1 for all.")]
+def _share(value: float) -> float:
+    """The callback of `--nodes` and `--edges`: what they are is known before a model is loaded."""
+    if not 0 < value <= 1:
+        raise typer.BadParameter(f"{value:g} is no share of the influence: give a number above 0, up to 1")
+    return value
 
-Edges = Annotated[float, typer.Option(help="The same for the edges among them.")]
+
+Nodes = Annotated[float, typer.Option(callback=_share, help="Share of the influence of nodes that is kept; 1 for all.")]
+
+Edges = Annotated[float, typer.Option(callback=_share, help="The same for the edges among them.")]
 
 Positions = Annotated[bool, typer.Option("--no-positions", help="Do not tell the positions of the prompt apart.")]
 

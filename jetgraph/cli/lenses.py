@@ -366,10 +366,11 @@ def transport_lens(
         "layers": options.layers_of(layers),
         "target": None if target is None else options.token_of(target),
     }
+    fitted = None if file is None else jg.Transport.load(file)
     inputs, graph, given = terminal.read(model, texts, given)
     with terminal.working("computing lenses"):
         decoded = terminal.of_each(
-            graph, "transport lenses", inputs, lambda one: jg.transport_lens(graph, one, file, **given)
+            graph, "transport lenses", inputs, lambda one: jg.transport_lens(graph, one, fitted, **given)
         )
     terminal.show(decoded, outputs, rows=rows, json=json)
 
@@ -399,12 +400,13 @@ def compare(
     """Logit lens, jets with plain and matched centres, and the transport, side by side on a text."""
     outputs = terminal.check_outputs(output, spreadsheet)
     texts = terminal.corpus(textfile, column, config, split)
+    fitted = None if file is None else jg.Transport.load(file)
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and comparing"):
         comparison = jg.compare_lenses(
             loaded,
             texts,
-            file,
+            fitted,
             order=order,
             layers=options.layers_of(layers),
             tokens=tokens,

@@ -10,7 +10,7 @@ import pathlib
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from functools import cache, partial
@@ -121,8 +121,7 @@ class _Commands(TyperGroup):
         except UnfinishedError:
             code = 0
         except _CommandError as error:
-            message = getattr(error, "format_message", error.__str__)()
-            _fail(f"{message} (see {self._blamed(error)} --help)")
+            _fail(f"{_said(error)} (see {self._blamed(error)} --help)")
         except JetGraphError as error:
             _fail(str(error))
         except BrokenPipeError:
@@ -148,6 +147,44 @@ class _Commands(TyperGroup):
                     break
                 words.append(argument)
         return " ".join(["jetgraph", *words])
+
+
+def _said(error: Exception) -> str:
+    """What typer found wrong with an argument. Where pydantic found it, in the words of this package: with what was
+    given, which its own messages leave out.
+    """
+    if errors := getattr(error.__cause__, "errors", None):
+        kind: Any = type(error)
+        error = kind(_refused(errors()[0]), ctx=getattr(error, "ctx", None), param=getattr(error, "param", None))
+    return str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
+
+
+_BOUNDS = {
+    "greater_than_equal": ("ge", "small", "{} or more"),
+    "greater_than": ("gt", "small", "more than {}"),
+    "less_than_equal": ("le", "large", "{} or less"),
+    "less_than": ("lt", "large", "less than {}"),
+}
+_KINDS = {"int": "whole number", "float": "number", "bool": "yes or no"}
+
+
+def _refused(found: Mapping[str, Any]) -> str:
+    """One error of pydantic's, told.
+
+    >>> _refused({"type": "greater_than_equal", "input": "0", "ctx": {"ge": 1}, "msg": ""})
+    '0 is too small: give 1 or more'
+    >>> _refused({"type": "int_parsing", "input": "many", "msg": ""})
+    "'many' is no whole number"
+    """
+    given, kind = found["input"], str(found["type"])
+    if kind in _BOUNDS:
+        name, how, rest = _BOUNDS[kind]
+        return f"{given} is too {how}: give {rest.format(found['ctx'][name])}"
+    if (word := _KINDS.get(kind.partition("_")[0])) is not None and not kind.endswith("_size"):
+        return f"{quoted(given)} is no {word}"
+    if kind == "value_error":
+        return str(found["msg"]).removeprefix("Value error, ")
+    return f"{quoted(given)}: {found['msg']}"
 
 
 _MODELS = ("model", "models", "model_a", "folders")

@@ -43,7 +43,7 @@ NARROWEST = 18
 GAP = 2
 """Letters between columns."""
 
-_NUMBER = re.compile(r"[-+]?(1-)?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
+_NUMBER = re.compile(r"(2\^\d+ )?(≈ )?[-+]?(1-)?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
 
 
 # Loading

@@ -16,12 +16,14 @@ def nearest_in_hull(gram: Array) -> Array:
     fixed w the best s = 1/(1 + q(w)) leaves q/(1 + q), which grows with q: so w = u / Σu minimises q, exactly.
 
     The active-set solution is exact up to rounding. Vectors are first scaled to length 1 (which only rescales u), and M
-    by its smallest diagonal entry, so that s is at least 1/2.
+    by its smallest diagonal entry, so that s is at least 1/2. F is a Cholesky factor with pivots, of as many rows as
+    the vectors have dimensions: many terms are centres of few features.
 
     >>> nearest_in_hull(np.diag([1.0, 3.0])).round(12).tolist()
     [0.75, 0.25]
     """
     # Importing it takes a tenth of what importing jetgraph does, and few come for joint lenses.
+    from scipy.linalg import get_lapack_funcs
     from scipy.optimize import nnls
 
     diagonal = np.diagonal(gram)
@@ -29,9 +31,11 @@ def nearest_in_hull(gram: Array) -> Array:
     if diagonal[best] <= 0:
         return np.eye(len(gram))[best]
     lengths, roots = np.sqrt(diagonal / diagonal[best]), np.sqrt(diagonal)
-    values, vectors = np.linalg.eigh(gram / roots[:, None] / roots)
-    factor = np.sqrt(values.clip(min=0.0))[:, None] * vectors.T
-    target = np.zeros(len(gram) + 1)
+    (cholesky,) = get_lapack_funcs(("pstrf",), (gram,))
+    upper, pivots, rank, _ = cholesky(gram / roots[:, None] / roots, tol=np.finfo(np.float64).eps)
+    factor = np.zeros((rank, len(gram)))
+    factor[:, pivots - 1] = np.triu(upper)[:rank]
+    target = np.zeros(rank + 1)
     target[-1] = 1.0
     solution, _ = nnls(np.vstack([factor, 1.0 / lengths]), target, maxiter=100 * len(gram))
     weights = solution / lengths

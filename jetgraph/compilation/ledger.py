@@ -23,7 +23,7 @@ from jetgraph.compilation.evaluation import MEMORY, evaluated
 from jetgraph.compilation.linear import LinearMaps, is_linear
 from jetgraph.compilation.origins import SOURCES, Model, landed, own
 from jetgraph.compilation.planning import plan
-from jetgraph.errors import SelectionError, quoted
+from jetgraph.errors import SelectionError, amount, quoted
 from jetgraph.running.forward import Forward
 
 
@@ -80,7 +80,7 @@ class Ledger(Mapping[str, SiteRemainder]):
         """The sites that leave most of themselves."""
         rows = sorted(self.items(), key=lambda item: -item[1].relative)
         lines = [f"  {one.relative:>10.4g}  {alias}, {one.norm:.4g} of {one.size:.4g}" for alias, one in rows[:most]]
-        return [*lines, f"  … {len(rows) - most} smaller ones"] if len(rows) > most else lines
+        return [*lines, f"  … {amount(len(rows) - most, 'smaller one')}"] if len(rows) > most else lines
 
     def __repr__(self) -> str:
         head = "What sites leave besides their terms, as a share of what they give:"

@@ -149,7 +149,7 @@ class Values:
         if centres > CENTRE_BUDGET:
             raise BudgetError(
                 f"{what} at {passage.site.alias!r} takes all {big(centres)} terms that arrive there as "
-                f'centres, more than {CENTRE_BUDGET}: use directions="stream" and weights such as "uniform" there, '
+                f'centres, more than {CENTRE_BUDGET:,}: use directions="stream" and weights such as "uniform" there, '
                 'groups at every site, or a recipe with fewer terms such as "components"'
             )
 

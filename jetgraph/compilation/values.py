@@ -322,7 +322,7 @@ class PathValues:
         norms = sorted(self.norms.items(), key=lambda item: item[1], reverse=True)
         lines += [f"  {norm:>10.4g}  {path}" for path, norm in norms[:10]]
         if len(norms) > 10:
-            lines.append(f"  … {len(norms) - 10} smaller ones")
+            lines.append(f"  … {amount(len(norms) - 10, 'smaller one')}")
         # Of a part of the terms, each site would leave what the others are.
         if len(self.terms) == self._decoding.expansion.count() and self.remainders:
             lines.append("what sites leave besides these, as a share of what they give:")

@@ -39,7 +39,7 @@ def structure(subject: Subject, origin: Origin) -> Section:
         "Residual joins, the branches that add to the stream, and the module that computes each: read off the traced "
         "graph, without knowing the architecture.",
         text=str(graph),
-        after=f"{amount(size, 'number', ',')} in weights and buffers ({types})",
+        after=f"{amount(size, 'number')} in weights and buffers ({types})",
         commands=(origin.shell("inspect") or f"print({origin.graph})",),
     )
 

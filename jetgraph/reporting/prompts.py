@@ -264,8 +264,8 @@ class _Aimed:
             "all ways onwards from it. A way through several components counts at each of them, so that a column of "
             f"flows does not add up to the {self.words.told}.",
             grids=(grid,),
-            after=f"the smallest graph with 80 % of the influence has {len(graph.nodes)} of {len(every.nodes)} nodes "
-            f"and {len(graph.values)} of {len(every.values)} edges, and carries {graph.completeness:.1%} "
+            after=f"the smallest graph with 80 % of the influence has {len(graph.nodes):,} of {len(every.nodes):,} "
+            f"nodes and {len(graph.values):,} of {len(every.values):,} edges, and carries {graph.completeness:.1%} "
             f"of the {self.words.told}",
             commands=(self.again("attribute"), self._drawn()),
         )

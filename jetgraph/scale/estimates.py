@@ -163,7 +163,7 @@ class Estimate:
                 f"Estimate: {self.seconds:.3g} s on this machine in one process, {self.before:.3g} of them before the "
                 f"first unit; at most {self.memory / 2**20:,.0f} MiB of memory",
                 *(line.rstrip() for line in table),
-                f"{amount(self.units, 'unit', ',')}, so as many shards at most; {shards} of an hour at most each",
+                f"{amount(self.units, 'unit')}, so as many shards at most; {shards} of an hour at most each",
             ]
         )
 

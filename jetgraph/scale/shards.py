@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from tqdm import tqdm
-
 from jetgraph.errors import InputError, StateError, UnfinishedError, amount, check, quoted
+from jetgraph.export.waiting import progress
 from jetgraph.files.writing import shown
 from jetgraph.running.memory import give_back
 from jetgraph.scale.states import Record, State, check_state, clear, code, head_of, is_state
@@ -75,7 +74,7 @@ class Job:
         self._before += total
         try:
             done = self.records(stage, mine, compute)
-            for unit, record in tqdm(done, desc=stage, total=len(mine), disable=None, leave=False, unit="unit"):
+            for unit, record in progress(done, desc=stage, total=len(mine), unit="units"):
                 self.state.take(stage, unit, record)
                 if time.monotonic() - self._written > self._pause:
                     self._write()
@@ -286,7 +285,7 @@ def each(
     if job is not None:
         return job.fill(stage, total, compute, identity, glance)
     state = State(totals={stage: total})
-    for unit in tqdm(range(total), desc=stage, disable=None, leave=False, unit="unit"):
+    for unit in progress(range(total), desc=stage, unit="units"):
         state.take(stage, unit, compute(unit))
         give_back()
     return lambda: state.all_of(stage)

@@ -53,7 +53,7 @@ def _body(structure: Structure) -> list[str]:
         rows += _stage_rows(stream.stages, inner)
         if main:
             site = structure.decoder.site
-            nonlinear = sorted({n.meta["module_path"] for n in structure.decoder.nonlinear.nodes} - {""})
+            nonlinear = sorted({n.meta["module_path"] for n in structure.decoder.nonlinear.nodes} - {"", site.path})
             kind = "affine" if site.affine else f"after {', '.join(nonlinear[:3])}" if nonlinear else "nonlinear"
             rows.append((f"{site.alias}", site.path, kind))
         lines.append(_stream_title(structure, stream, main))

@@ -191,7 +191,7 @@ def test_notebooks_show_selections_paths_and_modules(demo: Any) -> None:
     page = chosen._repr_html_()
     assert "4 paths" in page
     assert "<code>embed → L0.mlp<sup>≤1</sup> → logits<sup>0</sup></code>" in page
-    assert jg.select(expansion, "**")._repr_html_().endswith("<p>… and 1012 more</p>")
+    assert jg.select(expansion, "**")._repr_html_().endswith("<p>… and 1,012 more</p>")
     module = jg.compile(expansion, chosen)
     assert chosen[0]._repr_html_() in module._repr_html_()
     assert "FLOP" in module._repr_html_()

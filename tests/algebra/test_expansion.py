@@ -625,7 +625,7 @@ def test_repr_says_what_it_costs() -> None:
 
 
 def test_big() -> None:
-    assert big(10**11) == "100000000000"
+    assert big(10**11) == "100,000,000,000"
     assert big(10**5000).endswith("e+5000")
 
 

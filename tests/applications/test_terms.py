@@ -122,7 +122,7 @@ def test_terms_of_a_model_are_its_direct_attribution(demo: tuple[Loaded, jg.Resi
 
 def test_what_cannot_be_told(demo: tuple[Loaded, jg.ResidualGraph]) -> None:
     loaded, graph = demo
-    with pytest.raises(jg.BudgetError, match="more than the 10000 that are told one by one"):
+    with pytest.raises(jg.BudgetError, match="more than the 10,000 that are told one by one"):
         jg.terms(jg.expand(graph, order=1, orders="apart"), "Raise Value", tokenizer=loaded.tokenizer)
     with pytest.raises(jg.InputError, match="comes too late"):
         jg.terms(jg.expand(graph, order=0), "Raise", split="heads", tokenizer=loaded.tokenizer)

@@ -24,7 +24,7 @@ from jetgraph.algebra.outline import JoinStep, Outline, Site, Source
 from jetgraph.applications import readout
 from jetgraph.cli import main, terminal
 from jetgraph.cli.terminal import Columns
-from jetgraph.demo import Demo
+from jetgraph.demo import Demo, _alike
 from jetgraph.files.graphs import GRAPHS
 from jetgraph.loading import LoadError, load
 from jetgraph.views.picture import PICTURES, PIXELS, draw
@@ -108,7 +108,7 @@ def test_inspect(traced_once):
     assert "8 residual joins" in text
     assert "L0.attn" in text
     assert "replay bit-equal" in text
-    assert re.search(r"exhaustive\s+512\s+1024\s+1536", text)
+    assert re.search(r"exhaustive\s+512\s+1,024\s+1,536", text)
 
 
 def test_inspect_json(traced_once):
@@ -325,6 +325,37 @@ def test_short_texts_of_a_table_are_not_broken() -> None:
     Console(file=written, width=30).print(Columns(["path", "a", "top", "b"], rows))
     assert "L1.mlp > logits" in written.getvalue()
     assert "' Paris'" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "told"),
+    [
+        ("--top", "0", "0 is too small: give 1 or more"),
+        ("--top", "-7", "-7 is too small: give 1 or more"),
+        ("--n", "5", "5 is too large: give 3 or less"),
+        ("--top", "1.5", "'1.5' is no whole number"),
+        ("--rows", "many", "'many' is no whole number"),
+        ("--top", "9" * 5000, "'99999"),
+        ("--per", "line", "'line' is not one of "),
+    ],
+)
+def test_a_refused_value_is_told(option, given, told):
+    result = invoke("ngrams", "demo", option, given)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert "Value error" not in result.stderr
+    assert ". (see jetgraph ngrams --help)" not in result.stderr
+
+
+def test_what_the_demo_says_of_terms_that_are_loaded_again():
+    """Rounding is no fault to report; another value is."""
+    path = jg.Path.parse("embed > logits")
+    one = {path: torch.tensor([3.0, -4.0])}
+    assert _alike(one, {path: torch.tensor([3.0, -4.0])}) == "the same to the bit"
+    near = torch.nextafter(torch.tensor([3.0, -4.0]), torch.tensor(9.0))
+    assert _alike(one, {path: near}).startswith("the same up to rounding: max difference")
+    assert "please report" in _alike(one, {path: torch.tensor([3.0, -4.001])})
+    assert "please report" in _alike(one, {path: torch.tensor([3.0, torch.nan])})
 
 
 def test_too_many_terms_to_evaluate(traced_once):

@@ -614,6 +614,25 @@ def test_attribute(tmp_path):
         assert invoke("attribute", "demo", PROMPT, *wrong).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["attribute", "nowhere", "a", "--nodes", "2"], "2 is no share of the influence"),
+        (["attribute", "nowhere", "a", "--edges", "nan"], "nan is no share of the influence"),
+        (["faithfulness", "nowhere", "a", "--nodes", "0"], "0 is no share of the influence"),
+        (["transport", "lens", "nowhere", "a", "-f", "none.safetensors"], "there is no file 'none.safetensors'"),
+        (
+            ["transport", "compare", "nowhere", __file__, "-f", "none.safetensors"],
+            "there is no file 'none.safetensors'",
+        ),
+    ],
+)
+def test_what_is_wrong_without_any_model_is_told_before_one_is_loaded(arguments, told):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
 def test_faithfulness(tmp_path):
     command = ("faithfulness", "demo", PROMPT, "-t", "Error", "--sizes", "0.1,0.3")
     printed = succeed(*command, "-o", tmp_path / "a.csv", "-o", tmp_path / "a.png")

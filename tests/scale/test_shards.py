@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import signal
+import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import jetgraph as jg
+from jetgraph.export import waiting
 from jetgraph.scale import states
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import ADDED, State, digest_of_files
@@ -348,3 +350,22 @@ def test_an_interrupt_amid_a_record_leaves_no_half_of_it() -> None:
     assert (state.records, state.sums) == ({}, {})
     state.take("units", 0, {"added/n": torch.tensor(1), "x": torch.tensor(2)})
     assert state.all_of("units") == [{"added/n": 1, "x": 2}]
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_job_tells_a_log_how_far_it_has_come(
+    divided: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line from time to time where stderr is a file, as that of a task on a cluster."""
+    monkeypatch.setattr(waiting, "EVERY", 0.01)
+
+    def work(unit: int) -> Mapping[str, torch.Tensor]:
+        time.sleep(0.03)
+        return {"x": torch.tensor([unit])}
+
+    if divided:
+        with jg.sharded(tmp_path / "one.safetensors", (0, 2)):
+            each("squares", 6, work, lambda: {"model": "a"})
+    else:
+        each("squares", 6, work, lambda: {"model": "a"})()
+    assert re.search(rf"squares: [1-6] of {3 if divided else 6} units, 0 s", capsys.readouterr().err)

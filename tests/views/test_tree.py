@@ -53,3 +53,24 @@ def test_blocks_of_one_kind_are_folded() -> None:
 def test_blocks_of_other_kinds_are_not() -> None:
     assert folded(mlp(), conv(), mlp(), conv()) == []
     assert folded(conv(), mlp(), mlp(), mlp()) == ["2 blocks like this one"]
+
+
+class Ends(nn.Module):
+    """A residual layer whose output is the stream behind a norm, as an encoder's is, or behind an unembedding."""
+
+    def __init__(self, *, unembed: bool) -> None:
+        super().__init__()
+        self.block, self.norm = Block(mlp()), nn.LayerNorm(6)
+        self.head = nn.Linear(6, 9) if unembed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.block(x)))
+
+
+def decoder_of(net: nn.Module) -> str:
+    return " ".join(str(jg.trace(net.eval(), torch.randn(2, 5, 6))).splitlines()[-1].split())
+
+
+def test_a_decoder_stands_after_other_modules_alone() -> None:
+    assert decoder_of(Ends(unembed=True)) == "└─ logits head after norm"
+    assert decoder_of(Ends(unembed=False)) == "└─ logits norm nonlinear"

@@ -17,7 +17,7 @@ from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.compilation.components import Component
-from jetgraph.errors import InputError, check, quoted
+from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import CYCLE, OTHER
@@ -49,6 +49,7 @@ class Circuit:
 
     share: float
     components: int
+    """How many of them, or of the edges."""
     value: float
     """Σ of the targets then."""
     faithfulness: float
@@ -88,7 +89,7 @@ class Faithfulness(Result):
     def title(self) -> str:
         what = "what the graph has is ablated" if self.inside else "all but the graph is ablated"
         curve = f"CPR {self.cpr:.3g}, CMD {self.cmd:.3g}"
-        own = f"the graph's {self.kept.components} {self.of}: {self.kept.faithfulness:.1%}"
+        own = f"the graph's {amount(self.kept.components, self.of[:-1])}: {self.kept.faithfulness:.1%}"
         return f"{self.model}: faithfulness for {self.what}, {what} ({self.ablation}), by {self.by}; {curve}; {own}"
 
     @property
@@ -99,13 +100,14 @@ class Faithfulness(Result):
             return ""
         return (
             f"the target is {one:.4g} at one end of the curve and {other:.4g} at the other, so near that shares of the "
-            "way between say little: take the difference of two tokens (--versus), or ablation='mean' or 'resample'"
+            "way between say little: take the difference of two tokens (--versus), or put the mean or another prompt's "
+            "values in the place of components (ablation=, --ablation)"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:
-        """share, components, value, faithfulness: a row for each size."""
-        names = ("share", "components", "value", "faithfulness")
-        return {name: [getattr(one, name) for one in self.circuits] for name in names}
+        """share; how many components, or edges, as the column is then called; value, faithfulness: a row a size."""
+        names = {"share": "share", self.of: "components", "value": "value", "faithfulness": "faithfulness"}
+        return {name: [getattr(one, told) for one in self.circuits] for name, told in names.items()}
 
     def figure(self) -> Figure:
         """The curve of faithfulness over the share of components."""

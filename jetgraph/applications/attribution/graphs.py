@@ -120,7 +120,7 @@ class Attribution(Result):
     @property
     def title(self) -> str:
         carried = "" if self.nodes[-1].role != "rest" else f", which carry {self.carried:.4g} ({self.completeness:.1%})"
-        size = f"{amount(len(self.nodes), 'node', ',')} and {amount(len(self.values), 'edge', ',')}"
+        size = f"{amount(len(self.nodes), 'node')} and {amount(len(self.values), 'edge')}"
         return f"{self.model}: attribution of {self.what}: {self.total:.4g}; {size}{carried}"
 
     @property

@@ -71,10 +71,10 @@ def _check_single(expansion: Expansion, chosen: Selection) -> None:
         single = rule.weighs_alike and rule.grouping is None
         if not single or (isinstance(rule, Jet) and rule.directions == "terms"):
             raise BudgetError(
-                f"{big(chosen.count())} terms are to be ranked, more than the {LISTED} that are all evaluated, and at "
-                f"{passage.site.alias!r} each depends on all that arrive ({rule.text}): choose {LISTED} or fewer with "
-                "path=, take jetgraph.expand(..., recipe='beam'), or linear rules such as rules='frozen', for which "
-                "larger numbers are no matter"
+                f"{big(chosen.count())} terms are to be ranked, more than the {LISTED:,} that are all evaluated, and "
+                f"at {passage.site.alias!r} each depends on all that arrive ({rule.text}): choose {LISTED:,} or fewer "
+                "with path=, take jetgraph.expand(..., recipe='beam'), or linear rules such as rules='frozen', for "
+                "which larger numbers are no matter"
             )
 
 

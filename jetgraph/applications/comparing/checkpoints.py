@@ -57,8 +57,8 @@ class Trajectory(Result):
     def title(self) -> str:
         """What was followed."""
         return (
-            f"{amount(len(self.names), 'checkpoint')} against the last one, by its {self.number} most probable n-grams "
-            f"over {amount(self.contexts, 'context')} along {self.path}"
+            f"{amount(len(self.names), 'checkpoint')} against the last one, by its {self.number:,} most probable "
+            f"n-grams over {amount(self.contexts, 'context')} along {self.path}"
         )
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:

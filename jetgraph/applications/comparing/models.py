@@ -213,7 +213,7 @@ def _sample(contexts: Contexts | None, tokens: int, paths: int, vocabulary: int)
     more = f"; --contexts {tokens} takes all, {tokens / number:.0f} times as long" if sampled else ""
     which = "all" if number == tokens else f"{number:,} of"
     entries = f"{number * paths * vocabulary:.2g} probabilities of each model"
-    say(f"comparing {which} {amount(tokens, 'context', ',')} along {amount(paths, 'path')}: {entries}{more}")
+    say(f"comparing {which} {amount(tokens, 'context')} along {amount(paths, 'path')}: {entries}{more}")
     return chosen, sampled
 
 

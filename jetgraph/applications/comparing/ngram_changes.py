@@ -58,7 +58,7 @@ class NgramChanges(Result):
         one, other = self.names
         if self.none:
             return f"n-grams of {one} and {other}: none"
-        over = f"{self.contexts} of {self.of:,} contexts" if self.of else amount(self.contexts, "context")
+        over = f"{self.contexts:,} of {self.of:,} contexts" if self.of else amount(self.contexts, "context")
         return f"n-grams that {other} has gained and lost against {one}, over {over} along {self.path}"
 
     @property

@@ -50,7 +50,9 @@ class SiteChanges(Result):
 
     @property
     def note(self) -> str:
-        """That the weights are equal, where they are."""
+        """That the weights are equal, where they are, or that none can be compared."""
+        if all(row.change is None for row in self.rows):
+            return "no site reads weights of the same names and shapes in both, so there is no change to tell"
         return "the weights of both are equal" if all(row.change == 0 for row in self.rows) else ""
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:

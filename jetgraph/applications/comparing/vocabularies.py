@@ -22,7 +22,7 @@ def check_tokenizers(one: Any | None, other: Any | None, names: tuple[str, str])
         for token in differing[:5]
     )
     raise InputError(
-        f"{names[0]} and {names[1]} have different tokenizers ({len(differing)} tokens differ): {shown}. Compare "
+        f"{names[0]} and {names[1]} have different tokenizers ({len(differing):,} tokens differ): {shown}. Compare "
         "models of one tokenizer, or pass tokenizer=... if the ids mean the same in both"
     )
 

@@ -146,8 +146,8 @@ class Naming:
         selection = select(self._exhaustive, f"{text} > {SINK}^0")
         if selection.count() > CENTRE_BUDGET:
             raise BudgetError(
-                f"{quoted(text)} stands for {big(selection.count())} terms, more than {CENTRE_BUDGET}: name a pattern "
-                f"that fewer match, {self._narrower(text)}a component, or a block"
+                f"{quoted(text)} stands for {big(selection.count())} terms, more than {CENTRE_BUDGET:,}: name a "
+                f"pattern that fewer match, {self._narrower(text)}a component, or a block"
             )
         return self._arriving(self._exhaustive, {str(path).rpartition(" > ")[0]: path for path in selection})
 

@@ -331,8 +331,8 @@ def ablate(
     chosen = select(expansion, "**" if path is None else path)
     if chosen.count() > PATH_BUDGET:
         raise BudgetError(
-            f"{big(chosen.count())} paths are selected, more than the {PATH_BUDGET} that are ablated one by one: "
-            f"select {PATH_BUDGET} or fewer (path=, --path)"
+            f"{big(chosen.count())} paths are selected, more than the {PATH_BUDGET:,} that are ablated one by one: "
+            f"select {PATH_BUDGET:,} or fewer (path=, --path)"
         )
     pair = None if corrupt is None else Pair.of(subject, inputs, corrupt, values or "prompt")
     network = Network(subject.graph, subject.inputs(inputs)) if pair is None else pair.one

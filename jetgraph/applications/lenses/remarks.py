@@ -29,8 +29,10 @@ def first_rows(lens: LensValues) -> Shown:
     return Shown(("example", *told) if number > 1 else told, keep, end=True)
 
 
-def remarks(lens: LensValues) -> str:
-    """Where rows are from, where a lens leaves more than the output, and what orders above 0 read."""
+def remarks(lens: LensValues, *, carried: bool = False, ahead: bool = True) -> str:
+    """Where rows are from, where a lens leaves more than the output, and what orders above 0 read: with `carried`, the
+    lens takes the rest of the stream along; with `ahead`, it reads its end on this prompt.
+    """
     said: list[str] = []
     if lens.features:
         said.append(
@@ -50,15 +52,16 @@ def remarks(lens: LensValues) -> str:
     if large := int((rest > 1).sum()):
         said.append(
             f"at {large} of {amount(len(lens.points), 'point')} the remainder is larger than the output, so that the "
-            "lens does not tell what the model says: transport_lens takes the rest of the stream along, attribute "
-            "tells what reaches the output"
+            "lens does not tell what the model says: "
+            + ("" if carried else "transport_lens takes the rest of the stream along, ")
+            + "attribute tells what reaches the output"
         )
     if lens.radius is not None and (far := int((lens.radius[:, 0, -1] < 1).sum())):
         said.append(
             f"at {far} of {amount(len(lens.points), 'point')} the end of the stream lies beyond the radius of "
             "convergence, where higher orders lead away from the output"
         )
-    if lens.order:
+    if lens.order and ahead:
         said.append(
             "from order 1 on a lens reads the end of the stream too: that it agrees with the model is no news of what "
             "the point holds, which is order 0"

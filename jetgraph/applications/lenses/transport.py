@@ -28,6 +28,7 @@ from jetgraph.algebra.rules import Freeze
 from jetgraph.applications.lenses.corpora import Cursor, Texts, Windows, alike, corpus
 from jetgraph.applications.lenses.iterative import Lens
 from jetgraph.applications.lenses.points import Layers, after_point, lens_points, shape_of, token_ids
+from jetgraph.applications.lenses.remarks import remarks
 from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_features, is_vocabulary, subject
 from jetgraph.errors import FileError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
@@ -116,7 +117,8 @@ class Transport:
         """
         if not isinstance(file, str | os.PathLike) or not is_file(file):
             name = os.fspath(file) if isinstance(file, os.PathLike) else file
-            raise FileError(f"there is no file {quoted(name)}: write one with Transport.save")
+            made = "Transport.save, or jetgraph transport fit"
+            raise FileError(f"there is no file {quoted(name)}: write one with {made}")
         try:
             with safetensors.safe_open(file, framework="pt") as stored:
                 facts = stored.metadata() or {}
@@ -315,6 +317,11 @@ class TransportLens(Lens):
         how = {"mean": "the mean Jacobian", "frozen": "the frozen map", "jet": f"the jet of order {self.order}"}
         points = amount(len(self.points), "point")
         return f"Transport lens of {self.model} by {how[self.tail]} of the tail, at {points}"
+
+    @property
+    def note(self) -> str:
+        """As of another lens. The mean Jacobian is of other texts, so that only the point is read of this one."""
+        return remarks(self, carried=True, ahead=self.tail != "mean")
 
 
 @torch.no_grad()

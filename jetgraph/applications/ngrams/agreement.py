@@ -48,7 +48,7 @@ class Agreement(Result):
     def title(self) -> str:
         return (
             f"bi-grams of {self.model} against {self.pairs:,} of a corpus, mean over "
-            f"{amount(self.contexts[0], 'context', ',')} that occur {amount(self.minimum, 'time')} or more"
+            f"{amount(self.contexts[0], 'context')} that occur {amount(self.minimum, 'time')} or more"
         )
 
     def value(self, path: str, measure: str) -> tuple[float, float, float]:

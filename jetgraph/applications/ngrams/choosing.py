@@ -60,7 +60,7 @@ def _chosen(subject: Subject, wanted: Sequence[str | Path], split: Split | None)
     chosen = select(expansion, wanted)
     if chosen.count() > PATH_BUDGET:
         raise BudgetError(
-            f"{big(chosen.count())} paths match {label}, more than the {PATH_BUDGET} that a table is the "
+            f"{big(chosen.count())} paths match {label}, more than the {PATH_BUDGET:,} that a table is the "
             "mean of: name fewer, such as 'embed > *.mlp > logits'"
         )
     constants = expansion.constants

@@ -47,9 +47,9 @@ class Numbering:
         total = self.count(contexts)
         if total * columns > CELL_BUDGET:
             raise BudgetError(
-                f"the table has {amount(total, 'row', ',')} of {amount(columns, 'next token', ',')}, more than the "
+                f"the table has {amount(total, 'row')} of {amount(columns, 'next token')}, more than the "
                 f"budget of {CELL_BUDGET:,} cells: restrict the tokens of each place with first= and second= "
-                f"(--first, --second), to {amount(CELL_BUDGET // columns, 'row', ',')} or fewer"
+                f"(--first, --second), to {amount(CELL_BUDGET // columns, 'row')} or fewer"
             )
         for first in range(start, total, rows):
             yield torch.arange(first, min(first + rows, total), device="cpu")

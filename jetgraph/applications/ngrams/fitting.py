@@ -150,7 +150,7 @@ def vocabulary_of(subject: Subject) -> int:
     if not is_vocabulary(subject.graph, shape[-1], subject.tokenizer):
         raise InputError(
             f"n-grams need a logit for each token, but the output {name!r} of {subject.graph.title} has "
-            f"{amount(shape[-1], 'feature', ',')}: load the model with its language modelling head, or name another "
+            f"{amount(shape[-1], 'feature')}: load the model with its language modelling head, or name another "
             "output when you trace it"
         )
     return shape[-1]

@@ -76,9 +76,9 @@ class NGrams(Result):
     @property
     def title(self) -> str:
         what, distance = ("bi-gram", "") if self.n == 2 else ("skip-tri-gram", f" (distance {self.distance})")
-        which = f"{amount(len(self), f'top {what}', ',')}{distance}"
+        which = f"{amount(len(self), f'top {what}')}{distance}"
         which = which if self.per == "all" else f"top {what}s{distance} of each context"
-        return f"{which} of {self.model} along {self.path}, of {amount(self.rows, 'context', ',')}"
+        return f"{which} of {self.model} along {self.path}, of {amount(self.rows, 'context')}"
 
     @property
     def note(self) -> str:

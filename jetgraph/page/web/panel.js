@@ -28,7 +28,7 @@ function edgeList(title, edges, other, choose) {
     const row = [make("span", { class: "name" }, edge[other].label), valued ? bar : null, make("span", { class: "number" }, told(edge.value))];
     return make("li", {}, make("button", { type: "button", onclick: () => choose(edge[other]) }, ...row));
   });
-  const more = sorted.length > LISTED ? make("p", { class: "note" }, `${sorted.length - LISTED} smaller ones are not listed`) : null;
+  const more = sorted.length > LISTED ? make("p", { class: "note" }, `${sorted.length - LISTED} smaller ${sorted.length - LISTED > 1 ? "ones are" : "one is"} not listed`) : null;
   return make("section", {}, make("h3", {}, `${title} (${edges.length})`, valued ? make("span", { class: "number" }, `Σ ${told(sum)}`) : ""), make("ul", { class: "edges" }, ...items), more);
 }
 
@@ -72,7 +72,9 @@ function memberList(shown, choose) {
 
 /** What the panel says while nothing is chosen. */
 export function fillSummary(panel, graph) {
-  const kinds = [...new Set(graph.nodes.map((node) => node.kind))].filter((kind) => kind && graph.colours[kind]);
+  // Sources of paths are drawn as frames.
+  const filled = graph.nodes.filter((node) => graph.kind !== "paths" || node.role !== "source");
+  const kinds = [...new Set(filled.map((node) => node.kind))].filter((kind) => kind && graph.colours[kind]);
   const legend = make("ul", { class: "legend" });
   for (const kind of kinds) {
     const dot = make("i", { class: "kind" });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -150,6 +151,9 @@ def test_edges_are_ranked_by_what_flows(net: Any) -> None:
     kept = jg.faithfulness(pruned, of="edges", sizes=()).kept
     assert 0 < kept.components < len(order)
     assert "edges" in told.title
+    assert list(told.columns()) == ["share", "edges", "value", "faithfulness"]
+    one = replace(told, kept=replace(told.kept, components=1)).title
+    assert "the graph's 1 edge: " in one
     assert told.figure().axes[0].get_xlabel() == "share of the edges kept"
 
 

@@ -76,7 +76,7 @@ def test_terms_of_jets(demo: tuple[Loaded, jg.ResidualGraph], monkeypatch: pytes
     assert [one.path for one in found.found] == ranked[:12]
     assert [one.value for one in found.found] == pytest.approx([given[path] for path in ranked[:12]], abs=1e-5)
     assert found.exact
-    assert "all 1024 evaluated" in found.title
+    assert "all 1,024 evaluated" in found.title
     assert found.rest_energy == pytest.approx(sum(given[path] ** 2 for path in ranked[12:]), rel=1e-3)
     some = jg.rank(expansion, PROMPT, path="** > L3.mlp > logits", at_least=0.005, **ask)
     matching = list(map(str, jg.select(expansion, "** > L3.mlp > logits")))

@@ -248,6 +248,15 @@ def test_chosen_contexts_are_checked(pair: Callable[[str], Pair]) -> None:
             diff(graph, other_graph, contexts=wrong)
 
 
+def test_weights_that_cannot_be_compared_are_said_to_be_so(pair: Callable[[str], Pair]) -> None:
+    """Where one site can be, its change is told, and the others are left open."""
+    found = diff(pair("gpt2")[0], pair("llama")[0], contexts=5)
+    assert [row.change for row in found.sites.rows if row.change is not None] == []
+    assert found.sites.note.startswith("no site reads weights of the same names and shapes")
+    one = replace(found.sites, rows=(replace(found.sites.rows[0], change=0.5), *found.sites.rows[1:]))
+    assert one.note == ""
+
+
 def test_a_model_is_as_it_is(pair: Callable[[str], Pair]) -> None:
     graph, *_ = pair("gpt2")
     found = diff(graph, graph, contexts=30)

@@ -554,6 +554,22 @@ def test_a_jet_that_overflows_is_told(traced: Callable[..., Example]) -> None:
         joint_lens(one.graph, one.inputs, order=300, scale="none")
 
 
+@pytest.mark.parametrize(("number", "features"), [(200, 3), (200, 40), (50, 200), (1, 5)])
+def test_the_nearest_point_of_many_vectors_of_few_features(number: int, features: int) -> None:
+    """Whose Gram matrix has a low rank; some are alike, and some much longer than others."""
+    generator = np.random.default_rng(number + features)
+    vectors = generator.normal(size=(number, features)) * 10.0 ** generator.uniform(-3, 3, size=(number, 1))
+    vectors[: number // 4] = vectors[number - number // 4 :]
+    gram = vectors @ vectors.T
+    weights = nearest_in_hull(gram)
+    assert weights.sum() == pytest.approx(1)
+    assert (weights >= 0).all()
+    lengths = np.sqrt(np.diagonal(gram))
+    # Of vectors of length 1, as they are scaled, in which the conditions are told.
+    gradient, level = gram @ weights, weights @ gram @ weights
+    assert ((level - gradient) / (lengths * lengths.min())).max() < 1e-11
+
+
 def test_optimality_sees_what_is_not_optimal() -> None:
     gram = np.diag([1.0, 3.0])
     # λ = 1 at the uniform weights, where M w = (0.5, 1.5).

@@ -48,6 +48,9 @@ def test_the_mean_jacobian(given: Any, tmp_path: Path) -> None:
     assert (merged.count, merged.points) == (4, (2, 4))
     torch.testing.assert_close(merged.map(2), fitted.map(2))
     found = jg.transport_lens(graph, x, merged)
+    # It reads nothing of the prompt but the point, and is what other lenses are told to go to.
+    assert "reads the end" not in found.note
+    assert "transport_lens takes" not in found.note
     torch.testing.assert_close(found.logits[0, 0], net.head(net.blocks[0](x) @ fitted.map(2).T))
     torch.testing.assert_close(found.logits[1, 0], found.output)
     assert "mean Jacobian" in repr(found)
@@ -128,6 +131,7 @@ def test_the_tail_reads_points_again(steps: int) -> None:
         h = forward[node]
         _, slope = torch.func.jvp(follow, (h,), (h,))
         found = jg.transport_lens(graph, x, tail="jet", layers=[point])
+        assert "reads the end" in found.note
         torch.testing.assert_close(found.logits[0, 0], net.head(slope))
     assert len(points) >= 4
 
