@@ -5,17 +5,14 @@ no tensor carries the whole state from layer to layer: several do. They are writ
 
     H = cat(x₁, x₂),    H' = H + cat(f(H[…]), 0),    H'' = H' + cat(0, g(H'[…])),
 
-a plain stream, on which joins, counts, terms and lenses are what they are elsewhere. Values stay as they are.
-
-cut    the values that are made by one place of the graph and read after it: a *state* if all of them go on;
-step   from one state to the next: each value of the next is a sum of an affine image of the state (its skip), and of
-       what is made of the state otherwise (branches).
+a plain stream, on which joins, counts, terms and lenses are what they are elsewhere. Values stay as they are. Which
+joins are of such streams is told here; how they go from state to state, in `jetgraph.structure.walks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from itertools import permutations
 from operator import or_
@@ -24,58 +21,16 @@ from torch import fx
 
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow, dataflow
-from jetgraph.structure.images import held_image
-from jetgraph.structure.joins import bare, find_joins, find_sums, flattened, is_inside, only_steers, with_depth
+from jetgraph.structure.joins import find_joins, find_sums, is_inside, with_depth
 from jetgraph.structure.lines import gates
-from jetgraph.structure.operators import IDENTITY, SCALES, aten, is_float_tensor, is_mixing, mixes, packet_of
+from jetgraph.structure.operators import IDENTITY, SCALES, aten, mixes, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
 from jetgraph.structure.reach import above
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import chains
+from jetgraph.structure.sums import bare, flattened
+from jetgraph.structure.walks import Next, Step, Walk, is_whole_sum, walks_over, way_from
 from jetgraph.tracing.traced import Traced
-
-Cuts = Mapping[fx.Node, tuple[fx.Node, ...]]
-"""By node, what is made up to there and read later; in execution order."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Next:
-    """A value of a state, as a sum over the state before it."""
-
-    node: fx.Node
-    skip: tuple[fx.Node, ...]
-    """Affine images of values of the state before, where factors are held; the value itself where it stays."""
-    branches: tuple[fx.Node, ...]
-    injections: tuple[fx.Node, ...]
-    homes: tuple[int, ...]
-    """Which values of the state before these are images of."""
-    gates: tuple[fx.Node, ...] = ()
-    """Factors that are made of the state, with which they are."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    at: fx.Node
-    """The node at which the next state is there."""
-    nexts: tuple[_Next, ...]
-
-    @property
-    def state(self) -> tuple[fx.Node, ...]:
-        return tuple(each.node for each in self.nexts)
-
-
-@dataclass(frozen=True, eq=False)
-class _Walk:
-    """A state and the steps from it."""
-
-    at: fx.Node
-    start: tuple[fx.Node, ...]
-    steps: tuple[_Step, ...]
-
-    @property
-    def values(self) -> tuple[fx.Node, ...]:
-        """All that is to lie side by side."""
-        return (*self.start, *(node for step in self.steps for node in step.state))
 
 
 def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
@@ -113,7 +68,7 @@ def _concatenations(joins: Iterable[Join]) -> list[fx.Node]:
     return list(found)
 
 
-def _hold(flow: Dataflow, group: Iterable[Join], walks: Sequence[tuple[_Walk, Lying]]) -> bool:
+def _hold(flow: Dataflow, group: Iterable[Join], walks: Sequence[tuple[Walk, Lying]]) -> bool:
     """The joins of a group make values of one walk's states, but for concatenations that layers of it read, or what
     comes after it does: pieces of a state lie side by side there, and nothing grows.
     """
@@ -123,7 +78,7 @@ def _hold(flow: Dataflow, group: Iterable[Join], walks: Sequence[tuple[_Walk, Ly
     states = [walk.start, *(step.state for step in walk.steps)]
     read = set[fx.Node]()
     for state, step in zip(states, walk.steps, strict=False):
-        read.update(_way(flow, state, [branch for each in step.nexts for branch in each.branches]))
+        read.update(way_from(flow, state, [branch for each in step.nexts for branch in each.branches]))
     last = walk.steps[-1].at
     return all(
         join.node in walk.values or (join.concatenates and (join.node in read or flow.depends(join.node, last)))
@@ -206,7 +161,7 @@ def _crossing(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
     ends = {join.node: join for join in joins if not join.concatenates}
     crossing: dict[fx.Node, tuple[fx.Node, set[fx.Node]]] = {}
     for node in flow.nodes:
-        if node in ends or node not in flow or not _is_whole_sum(node):
+        if node in ends or node not in flow or not is_whole_sum(node):
             continue
         operands = [operand for operand in flattened(flow, node, ()).operands if operand in flow]
         kept = [operand for operand in operands if operand in ends]
@@ -313,13 +268,13 @@ def _forking_together(flow: Dataflow, outer: Sequence[list[Join]]) -> Iterator[t
             yield from ((chain_of[join.node], chain_of[node]) for node in read)
 
 
-def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[_Walk, Lying]]:
+def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[Walk, Lying]]:
     """The walks over the joins of a group whose values fit side by side, and how they lie; one without what the streams
     are given from outside, if that makes more of the joins values of states.
     """
 
-    def fitting(outside: Collection[fx.Node]) -> list[tuple[_Walk, Lying]]:
-        walks = _all_walks(flow, group, outside)
+    def fitting(outside: Collection[fx.Node]) -> list[tuple[Walk, Lying]]:
+        walks = walks_over(flow, group, outside)
         return [(walk, lies) for walk in walks if (lies := lying(walk.values)) is not None]
 
     found = fitting(())
@@ -329,33 +284,10 @@ def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[_Walk, Lying]]:
     return others if len(others) == 1 and _left_out(group, others) < _left_out(group, found) else found
 
 
-def _left_out(group: Iterable[Join], walks: Iterable[tuple[_Walk, Lying]]) -> int:
+def _left_out(group: Iterable[Join], walks: Iterable[tuple[Walk, Lying]]) -> int:
     """How many joins of a group make no value of a state."""
     made = {node for walk, _ in walks for node in walk.values}
     return sum(join.node not in made for join in group)
-
-
-def _all_walks(flow: Dataflow, group: Sequence[Join], outside: Collection[fx.Node]) -> Iterator[_Walk]:
-    """Walks from state to state over the joins of a group, one after the other."""
-    first = min(flow.positions[join.fork] for join in group)
-    last = max(flow.positions[join.node] for join in group)
-    cuts = _cuts(flow, flow.nodes[first : last + 1], outside)
-    ends = [node for node in cuts if _is_whole_sum(node)]
-    joined = {join.node for join in group}
-    while ends:
-        walk = _walk(flow, cuts, ends, joined)
-        if walk is None:
-            return
-        shorter, walk = walk, _further(flow, walk)
-        # Of one layer alone those after it say whether there is another value that is added to.
-        is_one = _is_one(shorter if len(_adding(shorter)) > 1 else walk)
-        past = flow.positions[walk.steps[-1].at]
-        # One step alone that adds splits a value into branches, unless what it starts from is there already.
-        first, *further = _adding(walk) or walk.steps
-        if (further or (len(walk.start) > 1 and all(each.branches for each in first.nexts))) and not is_one:
-            yield walk
-        cuts = {node: live for node, live in cuts.items() if flow.positions[node] >= past}
-        ends = [node for node in ends if flow.positions[node] > past]
 
 
 def _conditions(flow: Dataflow, group: Iterable[Join]) -> set[fx.Node]:
@@ -374,318 +306,11 @@ def _starts(flow: Dataflow, group: Iterable[Join]) -> set[fx.Node]:
     return {join.fork for join in group if not any(flow.depends(join.fork, other.node) for other in group)}
 
 
-def _adding(walk: _Walk) -> list[_Step]:
-    """The steps that add to a value."""
-    return [step for step in walk.steps if any(each.branches for each in step.nexts)]
-
-
-def _is_one(walk: _Walk) -> bool:
-    """Each step makes one value, which goes on from the one that the step before made and takes its place: a plain
-    stream, beside what is given to its layers.
-    """
-    adding = [number for number, step in enumerate(walk.steps) if any(each.branches for each in step.nexts)]
-    before, last = walk.start, None
-    for step in walk.steps[: adding[-1] + 1] if adding else ():
-        new = [each for each in step.nexts if each.node not in before]
-        made = new if last else [each for each in new if each.branches]
-        if len(made) != 1 or last in step.state or (last and last not in {before[home] for home in made[0].homes}):
-            return False
-        before, last = step.state, made[0].node
-    return last is not None
-
-
-def _further(flow: Dataflow, walk: _Walk) -> _Walk:
-    """The walk with the steps after it that each add to one value what is made of another one, while all that are
-    read further on are kept: the last rounds of registers that shift, of which none is read by a sum any more, look
-    like layers of one point.
-    """
-    cuts = _cuts(flow, flow.nodes[flow.positions[walk.steps[-1].at] :])
-    steps = list(walk.steps)
-    for node, live in cuts.items():
-        state = steps[-1].state
-        if len(state) < 2:
-            break
-        step = _step(flow, state, node, live, all_carried=False) if _is_whole_sum(node) else None
-        if step is not None and _crosses(flow, state, step):
-            steps.append(step)
-    longer = replace(walk, steps=tuple(steps))
-    return walk if lying(longer.values) is None else longer
-
-
-def _crosses(flow: Dataflow, state: Sequence[fx.Node], step: _Step) -> bool:
-    """A step keeps values of a state as they are, or lays some side by side, but for some that it adds to, by what
-    reads another one; or it is the sum of all in which they end.
-    """
-    if _is_mixed(flow, state, step) or any(each.gates for each in step.nexts):
-        return False
-    if len(step.nexts) == 1 and len(step.nexts[0].skip) > 1:
-        return set(step.nexts[0].skip) <= {*state}
-    changed = [each for each in step.nexts if each.branches]
-    return all(set(each.skip) <= {*state} and len(each.skip) == 1 for each in changed) and all(
-        any(flow.depends(branch, other) for branch in each.branches for other in state if other not in each.skip)
-        for each in changed
-    )
-
-
-def _cuts(flow: Dataflow, nodes: Sequence[fx.Node], outside: Collection[fx.Node] = ()) -> Cuts:
-    """By node of the flow, what is made up to there and read later, but for what comes from outside."""
-    last = {node: _last_read(flow, node) for node in flow.nodes if node in flow and node not in outside}
-    start = flow.positions[nodes[0]]
-    live = [node for node, place in last.items() if flow.positions[node] <= start < place]
-    cuts = {nodes[0]: tuple(live)}
-    for node in nodes[1:]:
-        if node in last:
-            place = flow.positions[node]
-            live = [*(other for other in live if last[other] > place), node]
-            cuts[node] = tuple(live)
-    return cuts
-
-
-def _last_read(flow: Dataflow, node: fx.Node) -> int:
-    """Where a value is read for the last time; what only asks for its size does not read it."""
-    readers = (user for user in node.users if node in flow.parents.get(user, (node,)))
-    return max((flow.positions.get(user, len(flow.nodes)) for user in readers), default=-1)
-
-
-def _is_whole_sum(node: fx.Node) -> bool:
-    return _is_sum(node) and not (len(node.users) == 1 and next(iter(node.users)).target is aten.add.Tensor)
-
-
-def _is_sum(node: fx.Node) -> bool:
-    """An add, unless it only says where an attention looks, as what is added to its scores."""
-    return node.target is aten.add.Tensor and not only_steers(node)
-
-
-def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collection[fx.Node]) -> _Walk | None:
-    """The first walk there is; it starts at one value, or at as many as the state after it has, if that can be, and
-    with nothing that its states have no more further on, such as what a layer goes on reading in its midst; and its
-    values fit side by side, as those of a stream and scores of an attention do not.
-    """
-    grown: _Walk | None = None
-    other: _Walk | None = None
-    # What goes on from a start is live at many ends, and is looked at once for all of them.
-    known: dict[fx.Node, dict[fx.Node, _Next | None]] = {at: {} for at in cuts}
-    for end in ends:
-        starts = [at for at in cuts if flow.positions[at] < flow.positions[end]]
-        beginnings = [
-            (at, *first)
-            for at in starts
-            if (first := _first_step(flow, cuts[at], end, cuts[end], known[at])) is not None
-        ]
-        if not beginnings:
-            continue
-        at, start, step = min(beginnings, key=lambda one: (len(one[1]) != len(one[2].nexts), len(one[1])))
-        walk = _Walk(at, start, _left(flow, start, tuple(_steps(flow, cuts, ends, joined, step))))
-        if _loses(walk) or lying(walk.values) is None:
-            other = other or walk
-        elif len(start) in (1, len(step.nexts)):
-            return max(filter(None, (walk, grown)), key=lambda one: len(one.steps))
-        else:
-            grown = grown or walk
-    return grown or other
-
-
-def _loses(walk: _Walk) -> bool:
-    """States between the first and the last have fewer values than that, and several."""
-    return any(1 < len(step.nexts) < len(walk.start) for step in walk.steps[:-1])
-
-
-def _steps(
-    flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collection[fx.Node], step: _Step | None
-) -> Iterator[_Step]:
-    """A step and those after it.
-
-    Where the next one mixes values of the state by what is learned before it adds to them, as where the resolutions of
-    a network exchange what they have made, that is a step of its own.
-    """
-    while step is not None:
-        yield step
-        state, past = step.state, flow.positions[step.at]
-        later = {node: live for node, live in cuts.items() if flow.positions[node] > past}
-        following = _following(flow, state, later, ends, joined)
-        if following is None:
-            # The last layer's sum may go on into one that reads the other streams as well.
-            inner = [node for node in later if _is_sum(node) and node not in ends]
-            last = _following(flow, state, {node: later[node] for node in inner}, inner)
-            following = last if last is not None and len(last.nexts) == len(state) else None
-        if following is None or _is_mixed(flow, state, following):
-            end = len(flow.nodes) if following is None else flow.positions[following.at]
-            before = {node: live for node, live in later.items() if flow.positions[node] < end}
-            following = _following(flow, state, before, ends, affine=True) or following
-        step = following
-
-
-def _left(flow: Dataflow, start: Sequence[fx.Node], steps: Sequence[_Step]) -> tuple[_Step, ...]:
-    """The steps up to where the last one that adds is left, and a layer that only one value goes on with begins to be
-    taken for steps that mix.
-    """
-    number = 1 + max((at for at, step in enumerate(steps) if any(each.branches for each in step.nexts)), default=-1)
-    states = [start, *(step.state for step in steps)]
-    while number < len(steps) and not _is_mixed(flow, states[number], steps[number]):
-        number += 1
-    return tuple(steps[:number])
-
-
-def _following(
-    flow: Dataflow,
-    state: Sequence[fx.Node],
-    cuts: Cuts,
-    ends: Sequence[fx.Node],
-    joined: Collection[fx.Node] = (),
-    *,
-    affine: bool = False,
-) -> _Step | None:
-    """The first step from a state to one of these; to a state of more values only where there is no other, or none but
-    with whole joins in its branches.
-    """
-    larger: _Step | None = None
-    for at, live in cuts.items():
-        if at in ends:
-            step = _step(flow, state, at, live, affine=affine)
-        else:
-            step = None if affine else _map(flow, state, at, live)
-        if step is not None and len(step.nexts) <= len(state):
-            branches = [branch for each in step.nexts for branch in each.branches]
-            return larger if larger and any(node in joined for node in _way(flow, state, branches)) else step
-        larger = larger or step
-    return larger
-
-
-def _is_mixed(flow: Dataflow, state: Sequence[fx.Node], step: _Step) -> bool:
-    """Something learned lies between a state and its image in the next one."""
-    images = [image for each in step.nexts for image in each.skip]
-    gates = [gate for each in step.nexts for gate in each.gates]
-    return any(map(mixes, _way(flow, state, images, gates)))
-
-
-def _first_step(
-    flow: Dataflow,
-    start: Sequence[fx.Node],
-    at: fx.Node,
-    end: Sequence[fx.Node],
-    known: dict[fx.Node, _Next | None],
-) -> tuple[tuple[fx.Node, ...], _Step] | None:
-    """The values at a place that go on in the state at another one, and the step to that, if it is one; `known` holds
-    what later values are over all of the start.
-    """
-    step = _step(flow, start, at, end, all_carried=False, known=known)
-    if step is None or len(step.nexts) < 2:
-        return None
-    homes = {home for each in step.nexts for home in each.homes}
-    kept = tuple(node for place, node in enumerate(start) if place in homes)
-    others = [node for place, node in enumerate(start) if place not in homes]
-    if not all(map(is_float_tensor, kept)) or any(flow.depends(other, node) for other in others for node in kept):
-        return None
-    step = _step(flow, kept, at, end)
-    if step is None:
-        return None
-    return None if _is_mixed(flow, kept, step) else (kept, step)
-
-
-def _step(
-    flow: Dataflow,
-    state: Sequence[fx.Node],
-    at: fx.Node,
-    live: Sequence[fx.Node],
-    *,
-    all_carried: bool = True,
-    affine: bool = False,
-    known: dict[fx.Node, _Next | None] | None = None,
-) -> _Step | None:
-    """The step from a state to what is live at a node, if each value of that carries the state on, and adds to it;
-    `affine` where they only mix it.
-    """
-    known = {} if known is None else known
-    nexts: list[_Next] = []
-    mask = flow.mask(state)
-    for node in live:
-        if not flow.touches(node, mask):
-            continue  # no part of the state: what the streams are given from outside
-        if node not in known:
-            known[node] = _next(flow, state, node)
-        each = known[node]
-        if each is None:
-            return None
-        nexts.append(each)
-    carried = {home for each in nexts for home in each.homes}
-    branches = [branch for each in nexts for branch in each.branches]
-    if (all_carried and len(carried) < len(state)) or any(map(mixes, _way(flow, state, branches))) is affine:
-        return None
-    if affine and (branches or all(node in state for node in live) or any(_is_product(flow, state, e) for e in nexts)):
-        return None
-    nexts.sort(key=lambda each: (each.homes, flow.positions[each.node]))
-    return _Step(at, tuple(nexts))
-
-
-def _is_product(flow: Dataflow, state: Sequence[fx.Node], each: _Next) -> bool:
-    """A value is made of several others by layers alone: a branch's code, and none of them goes on in it."""
-    return len(each.homes) > 1 and all(any(map(mixes, _way(flow, state, [image], each.gates))) for image in each.skip)
-
-
-def _map(flow: Dataflow, state: Sequence[fx.Node], at: fx.Node, live: Sequence[fx.Node]) -> _Step | None:
-    """The step in which a value of the state is replaced by a function of it, such as a post-norm."""
-    gone = [node for node in state if node not in live]
-    way = _way(flow, state, [at])
-    read = {parent for inner in way for parent in flow.parents[inner]}.intersection(state)
-    others = [node for node in live if node not in state and node is not at]
-    beside = any(flow.depends(node, before) for node in others for before in state)
-    if len(gone) != 1 or read != set(gone) or beside or not is_float_tensor(at) or any(map(mixes, way)):
-        return None
-    if at.meta["shape"] != gone[0].meta["shape"]:
-        return None  # A mean of a value is what a branch reads of it.
-    nexts = [at if node in gone else node for node in state]
-    return _Step(at, tuple(_Next(node, (node,), (), (), (place,)) for place, node in enumerate(nexts)))
-
-
-def _next(flow: Dataflow, state: Sequence[fx.Node], node: fx.Node) -> _Next | None:
-    """A value as a sum of affine images of a state and others; of nothing but branches it is none."""
-    if not is_float_tensor(node):
-        return None
-    whole = node in state or node.target is not aten.add.Tensor
-    operands = (node,) if whole else flattened(flow, node, state).operands
-    skip, branches, injections, gates, homes = [], [], [], [], set[int]()
-    for operand in operands:
-        held = held_image(flow, operand, state)
-        way = _way(flow, state, [operand], held or ())
-        if held and any(mixes(inner) and not is_mixing(inner) for inner in way):
-            # Messages to neighbours, a(h) (x_i − x_j), are what a branch makes of a state.
-            held, way = None, _way(flow, state, [operand])
-        inside = {*state, *way}
-        read = {operand, *(parent for inner in way for parent in flow.parents[inner])}.intersection(state)
-        if held is None and not read:
-            injections.append(operand)
-        elif held is not None or all(flow.affine(inner, inside) for inner in way):
-            skip.append(operand)
-            gates += held or ()
-            homes.update(map(state.index, read))
-        else:
-            branches.append(operand)
-    # One that starts at a constant has no skip yet.
-    if all(operand.meta["shape"] != node.meta["shape"] for operand in (*skip, *injections)):
-        return None
-    return _Next(node, tuple(skip), tuple(branches), tuple(injections), tuple(sorted(homes)), tuple(gates))
-
-
 def _is_zero(node: fx.Node) -> bool:
     """A state that starts at zero, or a multiple of it."""
     while packet_of(node) in IDENTITY | SCALES and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return packet_of(node) in (aten.zeros, aten.zeros_like, aten.new_zeros)
-
-
-def _way(
-    flow: Dataflow, state: Sequence[fx.Node], ends: Sequence[fx.Node], held: Sequence[fx.Node] = ()
-) -> tuple[fx.Node, ...]:
-    """The nodes between a state and values that are made of it, these with them, but for those behind what is held."""
-    known, mask = {*state, *held}, flow.mask(state)
-    nodes = [end for end in ends if end not in known]
-    known.update(nodes)
-    for node in nodes:
-        for parent in flow.parents[node]:
-            if parent not in known and flow.touches(parent, mask):
-                known.add(parent)
-                nodes.append(parent)
-    return tuple(nodes)
 
 
 # Writing them
@@ -694,7 +319,7 @@ def _way(
 class _Writer(Pieces):
     """Writes the states of a walk into a copy of the graph, and lets what comes after each read its pieces."""
 
-    def write(self, walk: _Walk) -> None:
+    def write(self, walk: Walk) -> None:
         """The start, and every state after it as a sum over the one before."""
         nodes = walk.start
         with self.behind(walk.at):
@@ -706,20 +331,20 @@ class _Writer(Pieces):
                 nodes = step.state
                 self.read(whole, nodes, step.at)
 
-    def _skip(self, step: _Step, nodes: Sequence[fx.Node], whole: fx.Node) -> fx.Node:
+    def _skip(self, step: Step, nodes: Sequence[fx.Node], whole: fx.Node) -> fx.Node:
         """The affine image of the state before, which is all of it where every value only has something added."""
         if [each.skip for each in step.nexts] == [(node,) for node in nodes]:
             return whole
         return self.cat([self._total([self.now[node] for node in each.skip], each) for each in step.nexts])
 
-    def _added(self, step: _Step, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
+    def _added(self, step: Step, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
         """What each branch adds to the values, those that end in one mixing operator being one; and what comes from
         outside.
         """
         added: dict[int, list[list[fx.Node]]] = {}
         for place, each in enumerate(step.nexts):
             for node in (*each.branches, *(node for node in each.injections if not _is_zero(node))):
-                inner = _way(self.flow, nodes, [node]) if node in each.branches else ()
+                inner = way_from(self.flow, nodes, [node]) if node in each.branches else ()
                 last = max((self.flow.positions[one] for one in inner if mixes(one)), default=-1)
                 added.setdefault(last, [[] for _ in step.nexts])[place].append(self._spread(node, each))
         for several in added.values():
@@ -727,15 +352,15 @@ class _Writer(Pieces):
             whole.meta["module_path"] = next(summands[0].meta["module_path"] for summands in several if summands)
             yield whole
 
-    def _full(self, each: _Next) -> fx.Node:
+    def _full(self, each: Next) -> fx.Node:
         """An operand of a value that has its shape."""
         operands = (*each.skip, *each.injections)
         return next(self.now[node] for node in operands if node.meta["shape"] == each.node.meta["shape"])
 
-    def _spread(self, node: fx.Node, each: _Next) -> fx.Node:
+    def _spread(self, node: fx.Node, each: Next) -> fx.Node:
         if node.meta["shape"] == each.node.meta["shape"]:
             return self.now[node]
         return self.call(aten.expand_as.default, self.now[node], self._full(each), like=self._full(each))
 
-    def _total(self, nodes: Sequence[fx.Node], each: _Next) -> fx.Node:
+    def _total(self, nodes: Sequence[fx.Node], each: Next) -> fx.Node:
         return self.sum(nodes) if nodes else self.call(aten.zeros_like.default, self._full(each))

@@ -27,11 +27,12 @@ from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.ends import decoder, encoder, first_value
 from jetgraph.structure.gathering import gathered
 from jetgraph.structure.histories import side_by_side_in_lists
-from jetgraph.structure.joins import find_joins, with_depth, within_map
+from jetgraph.structure.joins import find_joins, with_depth
 from jetgraph.structure.labels import label
 from jetgraph.structure.regions import Join, Stream, Structure
 from jetgraph.structure.shortcuts import with_norms_written_out
 from jetgraph.structure.streams import Way, find_streams, find_ways
+from jetgraph.structure.unskipped import within_map
 from jetgraph.tracing.traced import Traced
 
 

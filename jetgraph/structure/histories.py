@@ -21,9 +21,9 @@ from torch import fx
 from jetgraph.jets.registry import is_affine, readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import RANK, image_kind
-from jetgraph.structure.joins import summands_of_whole
 from jetgraph.structure.operators import aten, is_float_tensor
 from jetgraph.structure.pieces import Pieces, cleaned, copy_of, lying
+from jetgraph.structure.sums import summands_of_whole
 from jetgraph.tracing.traced import Traced
 
 

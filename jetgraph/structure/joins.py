@@ -3,42 +3,26 @@
 Every add and every concatenation is looked at once, in execution order. Which of its operands is the skip, and where it
 forks from the branches, is settled operand by operand: the skip is an affine image of the fork, the branches depend on
 the fork through something that mixes features or positions. Where several operands could be the skip, the one that the
-stream runs through is taken (`_preference`).
+stream runs through is taken (`jetgraph.structure.lines.preference`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
-from jetgraph.algebra.outline import SkipKind
-from jetgraph.export.inner_products import sums
-from jetgraph.jets.registry import bind, is_affine, nodes_in, readers
+from jetgraph.jets.registry import nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.dimensions import follow
-from jetgraph.structure.images import (
-    affine_history,
-    affine_past,
-    factored,
-    fills,
-    gated_history,
-    held_image,
-    is_of_several,
-    keeps_channels,
-    same_size,
-    widest,
-)
+from jetgraph.structure.gated import from_before_gate, gated_ahead, gated_join, with_projection_held
+from jetgraph.structure.images import affine_past, fills, keeps_channels, same_size, widest
 from jetgraph.structure.lines import (
     Found,
     along,
-    behind,
-    branch_over,
     depending,
-    end_read,
     gate,
     is_beside,
     is_earlier,
@@ -46,37 +30,13 @@ from jetgraph.structure.lines import (
     is_made_by,
     is_point,
     latest,
-    line_to,
-    point_above,
     preference,
-    reading,
-    weighing,
-    without,
 )
-from jetgraph.structure.operators import (
-    IDENTITY,
-    SCALES,
-    SOFTMAX,
-    aten,
-    is_float_tensor,
-    is_mixing,
-    mixes,
-    packet_of,
-)
+from jetgraph.structure.operators import IDENTITY, SCALES, SOFTMAX, aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.places import bounds, reads_elsewhere
-from jetgraph.structure.regions import Join, Region
-
-
-@dataclass(frozen=True, eq=False)
-class Sum:
-    """A sum (a tree of adds) or a concatenation, which may be a join."""
-
-    node: fx.Node
-    operands: tuple[fx.Node, ...]
-    """In order; for a sum, the leaves of the tree."""
-    adds: tuple[fx.Node, ...]
-    """The nodes that it is made of, in execution order."""
-    concat: bool = False
+from jetgraph.structure.regions import Join
+from jetgraph.structure.sums import KEEPING, Sum, flattened, gated_over, is_sum, join_over
+from jetgraph.structure.unskipped import behind_points, beside_line, points_passed, without_skip
 
 
 def find_joins(flow: Dataflow) -> tuple[Join, ...]:
@@ -92,20 +52,20 @@ def find_sums(flow: Dataflow) -> dict[fx.Node, Join]:
         if node not in flow:
             continue
         packet = packet_of(node)
-        if packet is aten.add and _is_sum(node) and not bounds(node):
+        if packet is aten.add and is_sum(node) and not bounds(node):
             join = _summed(flow, node, by_node)
-            if join is not None and (passed := _passed(flow, join, by_node)):
-                behind = _behindhand(flow, node, by_node)
+            if join is not None and (points := points_passed(flow, join, by_node)):
+                behind = behind_points(flow, node, by_node)
                 # What a projected skip adds to itself on its way, and nothing else reads, is one layer with it.
-                by_node = by_node if behind else {at: by_node[at] for at in by_node if at not in passed}
+                by_node = by_node if behind else {at: by_node[at] for at in by_node if at not in points}
                 join = behind or join
             if join is None:
                 total = flattened(flow, node, {add for add in by_node if by_node[add].skip})
-                join = _behindhand(flow, node, by_node) or _without_skip(flow, total, by_node)
+                join = behind_points(flow, node, by_node) or without_skip(flow, total, by_node)
         elif packet is aten.cat and is_float_tensor(node) and len(flow.parents[node]) > 1:
             total = Sum(node, tuple(nodes_in(node.args[:1])), (node,), concat=True)
             join = _joined(flow, total, by_node)
-            join = along(flow, join, by_node) if join is not None else _beside_line(flow, total, by_node)
+            join = along(flow, join, by_node) if join is not None else beside_line(flow, total, by_node)
         else:
             continue
         if join is not None:
@@ -195,6 +155,7 @@ def _is_weighed_up(node: fx.Node) -> bool:
 
 _LAYERS = {aten.linear, aten.addmm, aten.mm}
 
+
 _MASKING = {aten.add, aten.masked_fill, aten.where, aten.clamp, aten.slice}
 
 
@@ -230,24 +191,13 @@ def _is_used(node: fx.Node) -> bool:
     return False
 
 
-# Sums
-
-
-def _is_sum(node: fx.Node) -> bool:
-    return bool(
-        len(node.args) >= 2
-        and node.kwargs.get("alpha", 1) == 1
-        and all(isinstance(arg, fx.Node) and is_float_tensor(arg) for arg in node.args[:2])
-    )
-
-
 def _summed(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
     """The join that ends at this add. Adds below it belong to it unless they are joins of another fork."""
     closed: set[fx.Node] = set()
     while True:
         total = flattened(flow, node, closed)
         join = _joined(flow, total, by_node)
-        join = join and _projected(flow, total, join)
+        join = join and with_projection_held(flow, total, join)
         if join is not None and join.kind == "gated":
             by_node = _unheld(join, by_node)
         moved = join and along(flow, join, by_node)
@@ -292,34 +242,6 @@ def _is_part_of(flow: Dataflow, inner: Join, join: Join, moved: Join, by_node: F
     )
 
 
-def summands_of_whole(flow: Dataflow, total: fx.Node) -> list[fx.Node]:
-    """The operands of a sum that is no part of another sum; nothing of another node."""
-    if total not in flow or total.target is not aten.add.Tensor or not is_float_tensor(total):
-        return []
-    users = readers(total)
-    if len(users) == 1 and next(iter(users)).target is aten.add.Tensor:
-        return []
-    return [operand for operand in flattened(flow, total, ()).operands if operand in flow]
-
-
-def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum:
-    """The tree of adds that ends at a node; an add that something else reads too, or that is closed, is a leaf."""
-    leaves: list[fx.Node] = []
-    adds: list[fx.Node] = []
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        inner = node is root or (
-            node not in closed and packet_of(node) is aten.add and _is_sum(node) and len(readers(node)) == 1
-        )
-        if inner and node in flow:
-            adds.append(node)
-            stack += reversed(list(nodes_in(node.args[:2])))
-        else:
-            leaves.append(node)
-    return Sum(root, tuple(leaves), flow.ordered(adds))
-
-
 # Skips and branches
 
 
@@ -348,9 +270,9 @@ def _joined(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     chosen = [join for join in candidates if not any(is_earlier(flow, join, other, by_node) for other in candidates)]
     if chosen:
         join = latest(flow, max(chosen, key=lambda join: preference(flow, join)), by_node)
-        gated = None if total.concat or again else _gated_before(flow, total, join, flowing, by_node)
-        return gated or _whole(flow, _ungated(flow, join, by_node), by_node)
-    gated = None if total.concat or again else _gated(flow, total, flowing, by_node)
+        gated = None if total.concat or again else gated_ahead(flow, total, join, flowing, by_node)
+        return _whole(flow, gated or from_before_gate(flow, join, by_node), by_node)
+    gated = None if total.concat or again else gated_join(flow, total, flowing, by_node)
     return gated and _whole(flow, gated, by_node)
 
 
@@ -378,7 +300,7 @@ def _forked(flow: Dataflow, total: Sum, skip: fx.Node) -> Join | None:
     kept = not total.concat and keeps_channels(flow, flow.between(fork, skip))
     if (total.concat or (kind == "projection" and not kept)) and all(region.affine for region in regions):
         return None
-    return _over(total, "concat" if total.concat else kind, flow.region(fork, skip), fork, regions)
+    return join_over(total, "concat" if total.concat else kind, flow.region(fork, skip), fork, regions)
 
 
 def _whole(flow: Dataflow, join: Join, by_node: Found) -> Join:
@@ -404,8 +326,8 @@ def _whole(flow: Dataflow, join: Join, by_node: Found) -> Join:
     total = Sum(join.node, join.operands, join.adds)
     regions = [flow.region(point, branch.node) for branch in join.branches]
     if join.kind == "gated":
-        return _gated_over(flow, total, point, join.skip.exit, join.skip.held, regions)
-    return _over(total, widest(kind, join.kind), flow.region(point, join.skip.exit), point, regions)
+        return gated_over(flow, total, point, join.skip.exit, join.skip.held, regions)
+    return join_over(total, widest(kind, join.kind), flow.region(point, join.skip.exit), point, regions)
 
 
 def _is_read(flow: Dataflow, join: Join, point: fx.Node) -> bool:
@@ -422,369 +344,3 @@ def _is_map(flow: Dataflow, point: fx.Node, by_node: Found) -> bool:
 def _is_part(flow: Dataflow, total: Sum, fork: fx.Node, skip: fx.Node) -> bool:
     """A concatenation that carries a part of the fork on, and puts something else in the place of the rest."""
     return same_size(fork, total.node) and not any(mixes(node) for node in flow.between(fork, skip))
-
-
-def _over(
-    total: Sum,
-    kind: SkipKind,
-    skip: Region | None,
-    fork: fx.Node,
-    branches: Sequence[Region],
-    gates: tuple[Region, ...] = (),
-) -> Join:
-    """The join over a sum, of this skip and these branches."""
-    return Join(
-        name="",
-        alias="",
-        kind=kind,
-        depth=0,
-        fork=fork,
-        node=total.node,
-        skip=skip,
-        branches=tuple(map(branch_over, branches)),
-        injections=without(total.operands, skip and skip.exit, [region.exit for region in branches]),
-        operands=total.operands,
-        adds=total.adds,
-        gates=gates,
-    )
-
-
-def bare(total: Sum) -> Join:
-    """The join over a sum or concatenation, none of whose operands is a skip yet."""
-    return _over(total, "concat" if total.concat else "none", None, total.operands[0], [])
-
-
-# Gated skips
-
-
-def _gated(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Found) -> Join | None:
-    """The join with a skip that is affine once its factors are held, at the latest fork that has one: σ(g(h)) h + f(h).
-
-    The branch depends on the fork by more than the gate alone: (1 − g(h)) h + g(h) y says how h and y are mixed, unless
-    y is an earlier point of the stream, which is weighed with the others then.
-    """
-    best: Join | None = None
-    for skip in flowing:
-        others = [operand for operand in flowing if operand is not skip]
-        for fork, held in gated_history(flow, skip):
-            whole = same_size(fork, skip) and not _is_piece(flow, fork, skip, held)
-            if not (whole or is_of_several(flow, skip)) or (best and flow.positions[fork] <= flow.positions[best.fork]):
-                continue
-            dependent = depending(flow, others, fork)
-            gating = {node for factor in held for node, _ in affine_history(flow, factor)}
-            found: Join | None = None
-            adds = any(mixes(node) for other in dependent for node in flow.between(fork, other, gating))
-            if adds and not _is_weighed(flow, total.node, fork):
-                found = _gated_over(flow, total, fork, skip, held, (flow.region(fork, other) for other in dependent))
-            elif dependent and fork in by_node:
-                points = line_to(flow, fork, by_node)
-                weighed = [weighing(flow, other, points[:-1]) for other in dependent]
-                if None not in weighed:
-                    found = _gated_over(flow, total, fork, skip, held, filter(None, weighed))
-            # A gate that is made of a condition alone scales another stream, and is none.
-            if found is not None and not is_given(flow, found, by_node):
-                best = found
-    return best
-
-
-def _is_weighed(flow: Dataflow, total: fx.Node, fork: fx.Node) -> bool:
-    """A sum has what its fork has, place by place, by the sum of several gates, and nothing is added to that: as where
-    squeeze and excitation go over channels and over places at once.
-    """
-    held = held_image(flow, total, (fork,))
-    return held is not None and not any(map(mixes, flow.between(fork, total, held)))
-
-
-def _gated_before(flow: Dataflow, total: Sum, join: Join, flowing: Sequence[fx.Node], by_node: Found) -> Join | None:
-    """The join whose gated skip another one takes for the branch, where that forks from what a layer adds: in
-    (1 − g(f(h))) h + f(h) the gate is made of f(h), which is no point of a stream.
-    """
-    if len(join.branches) != 1 or join.fork in by_node or not _is_multiple_beside(flow, join):
-        return None
-    gated = _gated(flow, total, flowing, by_node)
-    if gated is None or gated.skip is None or gated.skip.exit is not join.branches[0].node:
-        return None
-    after = (end for end in by_node if end is not gated.fork and flow.depends(end, gated.fork))
-    ahead = gated.fork is not join.fork and flow.depends(join.fork, gated.fork)
-    return _whole(flow, gated, by_node) if ahead and not any(flow.depends(join.fork, end) for end in after) else None
-
-
-def _is_multiple_beside(flow: Dataflow, join: Join) -> bool:
-    """The branch is a multiple, by a factor made of the fork, of what is not made of that."""
-    (branch,) = join.branches
-    return any(not flow.depends(node, join.fork) for node, _ in factored(flow, branch.node))
-
-
-def _is_piece(flow: Dataflow, fork: fx.Node, skip: fx.Node, held: tuple[fx.Node, ...]) -> bool:
-    """With these factors held, the skip is made of some indices of the fork's positions or features alone.
-
-    That it has as many numbers is then chance, as where a delta rule corrects row i of its scores, and i is the length.
-    """
-    nodes = flow.between(fork, skip, held)
-    cuts = [node for node in nodes if packet_of(node) in (aten.slice, aten.select)]
-    if not cuts:
-        return False
-    followed = follow(fork, nodes)
-    own = {*followed.start.present}
-    for node in cuts:
-        layout = followed.get(node.args[0])
-        if layout is None:
-            continue
-        dim = bind(node.target, node.args, node.kwargs).get("dim", 0)  # type: ignore[arg-type]
-        if any(factor.roots() & own for factor in layout.at(dim % len(layout.dims))):
-            return True
-    return False
-
-
-def _gated_over(
-    flow: Dataflow,
-    total: Sum,
-    fork: fx.Node,
-    skip: fx.Node,
-    held: tuple[fx.Node, ...],
-    branches: Iterable[Region],
-) -> Join:
-    gates = tuple(flow.region(fork, factor) for factor in held)
-    return _over(total, "gated", flow.region(fork, skip, held), fork, list(branches), gates)
-
-
-def _projected(flow: Dataflow, total: Sum, join: Join) -> Join:
-    """The join with what its fork has along directions as a part of its skip, if that is added to the fork first, as
-    normal form writes it: (h − ⟨u(h), h⟩ u(h)) + f(h).
-    """
-    if join.skip is None or join.kind not in KEEPING:
-        return join
-    images = {branch.node for branch in join.branches if _is_along(flow, branch.node, join.fork)}
-    others = [branch.region for branch in join.branches if branch.node not in images]
-    for add in total.adds[:-1]:
-        if {*flattened(flow, add, ()).operands} == {join.skip.exit, *images} and images and others:
-            opened = flattened(flow, total.node, {add})
-            held = held_image(flow, add, (join.fork,)) or ()
-            return _gated_over(flow, opened, join.fork, add, held, others)
-    return join
-
-
-def _is_along(flow: Dataflow, node: fx.Node, fork: fx.Node) -> bool:
-    """A value is a sum over places or features of a fork with factors, put back along a direction: affine in the fork
-    with these held."""
-    held = held_image(flow, node, (fork,))
-    return bool(held) and any(map(sums, flow.between(fork, node, held)))
-
-
-def _ungated(flow: Dataflow, join: Join, by_node: Found) -> Join:
-    """The join with its fork at the value whose gated image is its fork, if a branch reads that value too.
-
-    In hyper-connections h ↦ M = A(h) h comes first; M is what is added, and what the branch reads and is weighed by is
-    M and h. Factors in which nothing mixes, such as a norm's, are gates only where a layer reads h besides.
-    """
-    if join.fork in by_node or join.skip is None or join.kind == "concat":
-        return join
-    for fork, held in gated_history(flow, join.fork):
-        learned = any(mixes(node) for factor in held for node in flow.between(fork, factor))
-        read = [node for branch in join.branches for node in branch.region.context if flow.depends(node, fork)]
-        reads = bool(read) if learned else any(mixes(inner) for node in read for inner in flow.between(fork, node))
-        if reads and same_size(fork, join.skip.exit):
-            total = Sum(join.node, join.operands, join.adds)
-            others = [operand for operand in join.operands if operand in flow and operand is not join.skip.exit]
-            regions = (flow.region(fork, other) for other in depending(flow, others, fork))
-            return _gated_over(flow, total, fork, join.skip.exit, held, regions)
-    return join
-
-
-# Sums of a point and what is made of earlier ones
-
-
-KEEPING: tuple[SkipKind, ...] = ("identity", "scaled")
-"""Skips after which a stream is what it was, up to a factor."""
-
-
-def _passed(flow: Dataflow, join: Join, by_node: Found) -> list[fx.Node]:
-    """The ends of joins by which a stream goes on between a fork and what is skipped of it, by affine branches."""
-    if join.kind != "projection" or join.skip is None:
-        return []
-    way = (node for node, _ in affine_past(flow, join.skip.exit) if flow.positions[node] > flow.positions[join.fork])
-    return [node for node in way if node in by_node and by_node[node].fork is join.fork]
-
-
-def _behindhand(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
-    """The join that ends at this add whose branches all read earlier points; adds below it that are such joins too, of
-    the same point, belong to it.
-    """
-    skipping = {add: join for add, join in by_node.items() if join.skip}
-    waiting = {add for add, join in skipping.items() if any(one.region.entry is join.fork for one in join.branches)}
-    whole, opened = (flattened(flow, node, closed) for closed in (waiting, skipping))
-    join = _behind_point(flow, whole, by_node) or _with_inner(flow, whole, by_node)
-    return join or _behind_point(flow, opened, by_node)
-
-
-def _with_inner(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
-    """The join over an image of a point and what is made of earlier ones, which the code adds one by one: P h₃ + Q h₂
-    is a join, and (P h₃ + Q h₂) + R h₁ is one of the same point.
-    """
-    inner = next((by_node[add] for add in reversed(total.adds[:-1]) if add in by_node), None)
-    if inner is None or inner.skip is None:
-        return None
-    join = behind(flow, bare(total), line_to(flow, inner.fork, by_node))
-    return join if join.fork is inner.fork and not any(one in flow for one in join.injections) else None
-
-
-def _behind_point(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
-    """The join over a point of a stream and branches that all read earlier ones, as where a layer need not wait for the
-    one before it: h₂ = a h₁ + f(h₀). The point may be a map of what a join gave, such as its norm; where each operand
-    could be such a point, none is.
-    """
-    flowing = [operand for operand in total.operands if operand in flow]
-    if len(set(flowing)) < max(2, len(flowing)):
-        return None
-    best: Join | None = None
-    mapped: list[Join] = []
-    for skip in flowing:
-        point, kind = point_above(flow, skip, by_node)
-        if point is None or kind not in KEEPING or not same_size(skip, total.node):
-            continue
-        # Of streams that are mixed with weights, each has images in the others.
-        if kind == "scaled" and sum(_is_image(flow, user) for user in point.users) > 1:
-            continue
-        others = [operand for operand in flowing if operand is not skip]
-        # What is made of the point itself is no layer that did not wait for it.
-        if any(flow.depends(operand, point) for operand in others):
-            continue
-        points = _plain_line(flow, point, by_node)[:-1]
-        read = [reading(flow, operand, points) for operand in others]
-        regions = [region for region in read if region is not None and any(map(mixes, region.nodes))]
-        if len(regions) < len(read):
-            continue
-        join = _over(total, kind, flow.region(point, skip), point, regions)
-        if point not in by_node:
-            mapped.append(join)
-        elif best is None or flow.positions[point] > flow.positions[best.fork]:
-            best = join
-    return best or (mapped[0] if len(mapped) == 1 else None)
-
-
-def _is_image(flow: Dataflow, node: fx.Node) -> bool:
-    """An affine function, place by place, of what it reads of the input."""
-    return node in flow and is_affine(node, set(flow.parents[node]).__contains__) and not mixes(node)
-
-
-def _plain_line(flow: Dataflow, point: fx.Node, by_node: Found) -> list[fx.Node]:
-    """The points of a stream from which nothing but joins that keep it, up to a factor, and maps lead to one, the
-    earliest first."""
-    points, at = [point], point
-    while is_point(flow, at, by_node):
-        join = gate(flow, at, by_node)
-        if join is None or join.kind not in KEEPING:
-            break
-        points += [node for node in (join.node, join.fork) if node is not points[-1]]
-        at = join.fork
-    return points[::-1]
-
-
-# Sums without a skip
-
-
-def _without_skip(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
-    """The join over branches alone, as a bottleneck's beside a shortcut with a norm: f(h) + g(h).
-
-    It is one where everything on its way from the input to the output passes the fork, and then the sum: inside a
-    branch such a sum is no more than the branch's code. It is one too where the stream leads from the fork to one of
-    its operands: then it forks at the end of that, and the others read an earlier point.
-    """
-    flowing = _flowing(flow, total)
-    if len(flowing) < 2:
-        return None
-    of = _stream_input(flow, total, flowing, by_node)
-    outermost = flow.dominates(total.node, flow.traced.output, of)
-    if not outermost and len({end_read(flow, operand, by_node) for operand in flowing}) == 1:
-        return None
-    join = _of_branches(flow, total, _met(flow, total, of), by_node)
-    moved = join and along(flow, join, by_node)
-    return moved if outermost or moved is not join else None
-
-
-def _beside_line(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
-    """The join over a concatenation of where a line of joins has come to and what other ways make of the value that the
-    line starts from: cat(m + f(m), g(h)) with m made of h. Without a line it is code.
-
-    Everything on its way from the input to the output passes that value, and then the concatenation.
-    """
-    flowing = _flowing(flow, total)
-    above = [point_above(flow, operand, by_node)[0] for operand in flowing]
-    ends = [end for end in above if end is not None and end in by_node]
-    if len(flowing) < 2 or len(ends) != 1:
-        return None
-    of = _stream_input(flow, total, flowing, by_node)
-    start = _met(flow, total, of)
-    line = line_to(flow, ends[0], by_node)
-    if start is None or not flow.depends(line[0], start) or not flow.dominates(total.node, flow.traced.output, of):
-        return None
-    join = behind(flow, bare(total), [start, *line])
-    layers = [branch.region for branch in join.branches if any(map(mixes, branch.region.nodes))]
-    return join if join.skip is not None and layers and len(layers) == len(flowing) - 1 else None
-
-
-def within_map(flow: Dataflow, entry: fx.Node, exit: fx.Node, by_node: Found) -> list[Join]:
-    """The joins over branches alone in a map of a stream: everything from its entry to its exit passes their forks and
-    sums, though further layers read the entry too, as where a level of a pyramid is pooled again.
-    """
-    found: list[Join] = []
-    for node in flow.between(entry, exit):
-        added = packet_of(node) is aten.add and _is_sum(node) and node not in by_node
-        if not added or not flow.dominates(node, exit, entry):
-            continue
-        total = flattened(flow, node, by_node)
-        join = _of_branches(flow, total, _met(flow, total, entry), by_node) if len(_flowing(flow, total)) > 1 else None
-        found += [join] if join is not None else []
-    return found
-
-
-def _flowing(flow: Dataflow, total: Sum) -> list[fx.Node]:
-    """The operands of a sum that are made of the input, each once."""
-    return list(dict.fromkeys(operand for operand in total.operands if operand in flow))
-
-
-def _of_branches(flow: Dataflow, total: Sum, fork: fx.Node | None, by_node: Found) -> Join | None:
-    """The join of what is made of a fork, if each operand is a layer over that."""
-    flowing = _flowing(flow, total)
-    if fork is None or not all(flow.depends(operand, fork) for operand in flowing):
-        return None
-    points = (node for node in (fork, *by_node) if all(flow.depends(operand, node) for operand in flowing))
-    if held_image(flow, total.node, (max(points, key=flow.positions.__getitem__),)) is not None:
-        return None  # What a point has is weighed here, and nothing is added to it.
-    regions = [flow.region(fork, operand) for operand in flowing]
-    # What is affine only with others held, as messages along weighed edges are, is no skip that was told.
-    if all(region.affine for region in regions) or any(
-        (region.affine and not region.context) or not any(mixes(node) for node in region.nodes) for region in regions
-    ):
-        return None
-    return _over(total, "none", None, fork, regions)
-
-
-def _met(flow: Dataflow, total: Sum, of: fx.Node | None) -> fx.Node | None:
-    """Where the ways to a sum's operands part: all, or those from one value."""
-    fork = flow.bottleneck(total.node, of)
-    while fork in total.adds:
-        fork = flow.bottleneck(fork, of)
-    return fork
-
-
-def _stream_input(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Found) -> fx.Node | None:
-    """Of the inputs that all operands of a sum are made of, the one whose stream the sum belongs to, if it is none of
-    the stream of all: nothing of that input passes the sum by.
-
-    The others come in as a mask, an adjacency or a condition does, which further layers read too. Where the last layer
-    alone reads one, the stream is that which has joins, or is as large as the sum. Where a stream that starts elsewhere
-    reads this one, there are two, which meet in a head.
-    """
-    if _met(flow, total, None) is not None:
-        return None
-    forks = {start: _met(flow, total, start) for start in flow.shared_inputs(flowing)}
-    above = [join for end, join in by_node.items() if any(flow.depends(operand, end) for operand in flowing)]
-    through = [
-        (any(flow.depends(fork, join.node) for join in above), same_size(fork, total.node), start)
-        for start, fork in forks.items()
-        if fork is not None
-        and flow.dominates(total.node, flow.traced.output, start)
-        and not any(flow.depends(join.node, start) and not flow.depends(join.fork, start) for join in above)
-    ]
-    return max(through, key=lambda one: one[:2], default=(False, False, None))[2]

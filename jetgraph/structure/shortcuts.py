@@ -22,9 +22,9 @@ from jetgraph.jets.registry import bind, nodes_in
 from jetgraph.jets.rules.norms import rms_eps
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import RANK, affine_past, multiplied
-from jetgraph.structure.joins import summands_of_whole
 from jetgraph.structure.operators import aten, mixes, packet_of
 from jetgraph.structure.pieces import cleaned, copy_of
+from jetgraph.structure.sums import summands_of_whole
 from jetgraph.tracing.traced import Traced
 
 

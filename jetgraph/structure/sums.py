@@ -1,0 +1,116 @@
+"""Sums and concatenations: trees of adds with their operands, and joins over them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from jetgraph.algebra.outline import SkipKind
+from jetgraph.jets.registry import nodes_in, readers
+from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.lines import branch_over, without
+from jetgraph.structure.operators import aten, is_float_tensor, packet_of
+from jetgraph.structure.regions import Join, Region
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """A sum (a tree of adds) or a concatenation, which may be a join."""
+
+    node: fx.Node
+    operands: tuple[fx.Node, ...]
+    """In order; for a sum, the leaves of the tree."""
+    adds: tuple[fx.Node, ...]
+    """The nodes that it is made of, in execution order."""
+    concat: bool = False
+
+
+def is_sum(node: fx.Node) -> bool:
+    """The node adds two values as they are."""
+    return bool(
+        len(node.args) >= 2
+        and node.kwargs.get("alpha", 1) == 1
+        and all(isinstance(arg, fx.Node) and is_float_tensor(arg) for arg in node.args[:2])
+    )
+
+
+def summands_of_whole(flow: Dataflow, total: fx.Node) -> list[fx.Node]:
+    """The operands of a sum that is no part of another sum; nothing of another node."""
+    if total not in flow or total.target is not aten.add.Tensor or not is_float_tensor(total):
+        return []
+    users = readers(total)
+    if len(users) == 1 and next(iter(users)).target is aten.add.Tensor:
+        return []
+    return [operand for operand in flattened(flow, total, ()).operands if operand in flow]
+
+
+def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum:
+    """The tree of adds that ends at a node; an add that something else reads too, or that is closed, is a leaf."""
+    leaves: list[fx.Node] = []
+    adds: list[fx.Node] = []
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        inner = node is root or (
+            node not in closed and packet_of(node) is aten.add and is_sum(node) and len(readers(node)) == 1
+        )
+        if inner and node in flow:
+            adds.append(node)
+            stack += reversed(list(nodes_in(node.args[:2])))
+        else:
+            leaves.append(node)
+    return Sum(root, tuple(leaves), flow.ordered(adds))
+
+
+def join_over(
+    total: Sum,
+    kind: SkipKind,
+    skip: Region | None,
+    fork: fx.Node,
+    branches: Sequence[Region],
+    gates: tuple[Region, ...] = (),
+) -> Join:
+    """The join over a sum, of this skip and these branches."""
+    return Join(
+        name="",
+        alias="",
+        kind=kind,
+        depth=0,
+        fork=fork,
+        node=total.node,
+        skip=skip,
+        branches=tuple(map(branch_over, branches)),
+        injections=without(total.operands, skip and skip.exit, [region.exit for region in branches]),
+        operands=total.operands,
+        adds=total.adds,
+        gates=gates,
+    )
+
+
+def bare(total: Sum) -> Join:
+    """The join over a sum or concatenation, none of whose operands is a skip yet."""
+    return join_over(total, "concat" if total.concat else "none", None, total.operands[0], [])
+
+
+def gated_over(
+    flow: Dataflow,
+    total: Sum,
+    fork: fx.Node,
+    skip: fx.Node,
+    held: tuple[fx.Node, ...],
+    branches: Iterable[Region],
+) -> Join:
+    """The join whose skip is affine in the fork once these factors are held."""
+    gates = tuple(flow.region(fork, factor) for factor in held)
+    return join_over(total, "gated", flow.region(fork, skip, held), fork, list(branches), gates)
+
+
+KEEPING: tuple[SkipKind, ...] = ("identity", "scaled")
+"""Skips after which a stream is what it was, up to a factor."""
+
+
+def flowing_operands(flow: Dataflow, total: Sum) -> list[fx.Node]:
+    """The operands of a sum that are made of the input, each once."""
+    return list(dict.fromkeys(operand for operand in total.operands if operand in flow))
