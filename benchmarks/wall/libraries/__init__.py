@@ -37,7 +37,8 @@ def module_of(library: str) -> str:
 
 def found(libraries: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """Libraries with the name of a net each, of those that can be imported."""
-    known = [module.name.removesuffix("_nets") for module in pkgutil.iter_modules(__path__)]
+    modules = [module.name for module in pkgutil.iter_modules(__path__)]
+    known = [name.removesuffix("_nets") for name in modules if name.endswith("_nets")]
     for library in libraries or known:
         try:
             nets = importlib.import_module(module_of(library)).NETS
