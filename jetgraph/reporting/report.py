@@ -120,7 +120,7 @@ def report(
         The file cannot be written.
 
     >>> report("demo").sections[2].tables[0].rows[0]
-    ('exhaustive', '512', '1024', '1536')
+    ('exhaustive', '512', '1,024', '1,536')
     """
     check(report, locals())
     if file is not None:

@@ -107,7 +107,7 @@ class Ranking(Result):
         together = f"{amount(len(self.found), 'path')}, together {self.sum:.4g} of {self.total:.4g}"
         if not self.bounded:
             how = "all" if self.exact else "by a heuristic, the norms of their beginnings: some may be missed;"
-            rest = f"the rest {self.rest:.4g} ({how} {self.visited} evaluated)"
+            rest = f"the rest {self.rest:.4g} ({how} {self.visited:,} evaluated)"
             return f"{self.model}: paths to {self.what}: {together}; {rest}"
         bound = "exact" if self.exact else f"estimated, energy ± {self.error:.2g}: a path may have been missed"
         rest = f"the rest {self.rest:.4g}, √energy {self.rest_energy**0.5:.3g} ({bound}; {self.visited} prefixes seen)"
