@@ -29,7 +29,7 @@ from jetgraph.applications.readout import Texts, token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, expanded
 from jetgraph.compilation import compile
-from jetgraph.errors import BudgetError, InputError, big, check, quoted, renamed
+from jetgraph.errors import BudgetError, InputError, amount, big, check, quoted, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import OTHER
@@ -126,6 +126,20 @@ class Ablation(Result):
         return (
             f"{self.model}: change of the {self.what} with a path {self._how}, directly (predicted) and through the "
             "network"
+        )
+
+    @property
+    def note(self) -> str:
+        """Where logits move together, which the change of one of them does not tell."""
+        changes = [effect.actual or effect.predicted for effect in self.effects]
+        pairs = [(change.logit, change.centred) for change in changes if change.centred is not None]
+        together = sum(abs(logit - centred) > abs(centred) for logit, centred in pairs)
+        if not together:
+            return ""
+        return (
+            f"in {together:,} of {amount(len(pairs), 'row')} the logits of all tokens move together by more than this "
+            "one does against them, which changes no probability: files have its change against their mean as well "
+            "(actual_centred)"
         )
 
     @property

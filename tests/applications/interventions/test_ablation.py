@@ -531,6 +531,28 @@ def test_targets_are_a_token_one_each_or_a_difference(traced: Callable[..., Exam
     assert found.effects[0].target == "#5 − #9"
 
 
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_it_says_where_all_logits_move_together(shift: float) -> None:
+    class Net(nn.Module):
+        """A branch that adds the same to all logits, and a tenth of that to one of them besides."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.layer, self.head = nn.Embedding(4, 4), nn.Linear(4, 4), nn.Identity()
+            nn.init.eye_(self.embed.weight)
+            self.layer.weight.data.zero_()
+            self.layer.bias.data = torch.tensor([1.0, 0, 0, 0]) + shift
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.embed(x)
+            return self.head(h + self.layer(h).relu())
+
+    graph = jg.trace(Net().eval(), torch.tensor([[1, 2]]))
+    found = ablate(graph, "*.mlp > logits", torch.tensor([[1, 2]]), target=0)
+    assert ("in 1 of 1 row the logits of all tokens move together" in found.note) is (shift > 0)
+    assert (found.note == "") is (shift == 0)
+
+
 def test_a_text_as_target_is_one_token(traced: Callable[..., Example]) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(bundled("gpt2"))
     (token,) = tokenizer("+")["input_ids"]
