@@ -16,6 +16,9 @@ from jetgraph.structure.operators import PRODUCTS, aten, packet_of
 
 _SUMS = {aten.sum, aten.mean}
 
+GATHERED = {aten.scatter_add: "src", aten.scatter_reduce: "src", aten.index_add: "source"}
+"""Sums of the entries that have one index, as of messages at a node of a graph, and their argument that is summed."""
+
 
 def factors_of(node: fx.Node) -> tuple[fx.Node, ...]:
     """What a product is made of, its summand too; nothing for any other node."""
@@ -47,10 +50,17 @@ def written_out(node: fx.Node) -> fx.Node | None:
 
 def weighted(node: fx.Node) -> fx.Node | None:
     """The product entry by entry of two values that a node sums over, whatever their sizes are."""
-    product = next(nodes_in(node.args[:1]), None) if packet_of(node) in _SUMS else None
+    product = next(nodes_in(node.args[:1]), None) if packet_of(node) in _SUMS else gathered(node)
     if product is None or packet_of(product) is not aten.mul or len(product.all_input_nodes) != 2:
         return None
     return product
+
+
+def gathered(node: fx.Node) -> fx.Node | None:
+    """The value of which a node sums up entries that have one index."""
+    name = GATHERED.get(packet_of(node))
+    bound: dict[str, Any] = {} if name is None else bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+    return bound[name] if name and bound.get("reduce", "sum") == "sum" else None
 
 
 def summed_over(node: fx.Node) -> set[int]:
@@ -74,7 +84,8 @@ def labels_of(node: fx.Node) -> tuple[tuple[fx.Node, fx.Node], list[list[Hashabl
         rank = len(product.meta["shape"])
         summed = summed_over(node)
         bound: dict[str, Any] = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
-        kept = [("kept", at) if at in summed else at for at in range(rank) if bound.get("keepdim") or at not in summed]
+        keeps = bound.get("keepdim") or packet_of(node) in GATHERED
+        kept = [("kept", at) if at in summed else at for at in range(rank) if keeps or at not in summed]
         return (one, other), [_named(one, other, rank), _named(other, one, rank), kept]
     factors = list(nodes_in(node.args))[-2:]
     if packet_of(node) not in PRODUCTS or len(factors) != 2:

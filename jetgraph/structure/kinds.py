@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from jetgraph.jets.registry import values_read
-from jetgraph.structure.contractions import factors_of, labels_of, weighted, written_out
+from jetgraph.structure.contractions import factors_of, gathered, labels_of, weighted, written_out
 from jetgraph.structure.operators import (
     CONVOLUTIONS,
     IDENTITY,
@@ -21,6 +21,7 @@ from jetgraph.structure.operators import (
     mixes,
     packet_of,
 )
+from jetgraph.structure.places import is_softmax_of_neighbours
 from jetgraph.structure.regions import Region
 from jetgraph.structure.weighted import sums_others, sums_places
 
@@ -35,7 +36,7 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
     softmax may be written by hand, masked or renormalised, or be a sigmoid or nothing (linear attention, with kᵀ v
     summed up to each place too). A product is one too where it is written out, Σ q[:, :, None] ⊙ k[:, None], with rows
     and columns by broadcasting; and so is a sum over places with weights of a softmax for each, or for each place and
-    feature (vector attention).
+    feature (vector attention), or over the neighbours of a node, by an index (graph attention).
     """
     activations = {region.entry, *region.nodes, *region.context}
     scores: list[fx.Node] = []
@@ -63,6 +64,8 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
             scores.append(node)
         elif packet in SOFTMAX:
             starts |= dict.fromkeys(_weighted_by(node, region, scored=bool(made)), node)
+        elif is_softmax_of_neighbours(node):
+            starts |= dict.fromkeys(_gathered_with(node, region), node)
         above[node] = made
     return {node: starts[node] for node in region.nodes if node in starts}
 
@@ -107,6 +110,17 @@ def _weighted_by(softmax: fx.Node, region: Region, scored: bool) -> Iterator[fx.
             elif packet_of(user) is aten.mul:
                 totals = (reader for reader in user.users if reader in region.node_set and weighted(reader) is user)
                 yield from (one for one in totals if written_out(one) or sums_places(region, one, softmax))
+
+
+def _gathered_with(weights: fx.Node, region: Region) -> Iterator[fx.Node]:
+    """The sums over neighbours of what weights are multiplied with."""
+    stack = [weights]
+    while stack:
+        for user in stack.pop().users:
+            if user in region.node_set and packet_of(user) in IDENTITY:
+                stack.append(user)
+            elif user in region.node_set and packet_of(user) is aten.mul:
+                yield from (reader for reader in user.users if reader in region.node_set and gathered(reader) is user)
 
 
 def branch_kind(region: Region) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import fx
 
 from jetgraph.jets.registry import bind
+from jetgraph.structure.contractions import gathered
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.dimensions import LAYOUTS, Dimensions, Layout
 from jetgraph.structure.dimensions.changes import laid_out, of_one, places_of
@@ -88,6 +89,29 @@ def _is_largest_of(node: Any, value: Any) -> bool:
 
 _LARGEST = {aten.amax, aten.max, aten.scatter_reduce}
 _PUT_BACK = {aten.index_select, aten.gather, aten.index, aten.select}
+
+
+def is_softmax_of_neighbours(node: fx.Node) -> bool:
+    """exp(s) over the sum of those that have one index, put back at each of them: e / (scatter_add(0, i, e) + ε)[i]."""
+    if packet_of(node) is not aten.div:
+        return False
+    top, total = node.args[:2]
+    back = False
+    while isinstance(total, fx.Node) and packet_of(total) in IDENTITY | _PUT_BACK | _WITH_FLOOR:
+        back = back or packet_of(total) in _PUT_BACK
+        total = total.args[0]
+    top = _as_it_was(top)
+    return (
+        back
+        and isinstance(top, fx.Node)
+        and packet_of(top) is aten.exp
+        and isinstance(total, fx.Node)
+        and _as_it_was(gathered(total)) is top
+    )
+
+
+_WITH_FLOOR = {aten.add, aten.clamp, aten.clamp_min, aten.maximum}
+"""What keeps a sum of none from being zero."""
 
 
 def _as_it_was(node: Any) -> Any:

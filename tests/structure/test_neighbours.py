@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -191,3 +192,53 @@ def test_a_layer_between_products_with_weights_of_streams_is_no_attention() -> N
     graph = jg.trace(Streams().eval(), torch.randn(2, 4, 3), dynamic=False)
     assert [join.kind for join in graph.joins] == ["gated", "gated"]
     assert [branch.kind for join in graph.joins for branch in join.branches] == ["mlp", "attn"]
+
+
+class Attention(nn.Module):
+    """h + attention of two heads over neighbours, by scores of both ends."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.register_buffer("source", torch.tensor([0, 1, 2, 3, 0, 2, 1, 3]))
+        self.register_buffer("target", torch.tensor([1, 2, 3, 0, 0, 0, 1, 2]))
+
+    def gathered(self, messages: Tensor, number: int) -> Tensor:
+        total = messages.new_zeros(number, *messages.shape[1:])
+        if self.how == "index_add":
+            return total.index_add(0, self.target, messages)
+        index = self.target.view(-1, *[1] * (messages.dim() - 1)).expand_as(messages)
+        if self.how == "scatter_add":
+            return total.scatter_add(0, index, messages)
+        return total.scatter_reduce(0, index, messages, "sum")
+
+    def branch(self, h: Tensor) -> Tensor:
+        q, k, v = (layer(h).unflatten(-1, (2, -1)) for layer in (self.query, self.key, self.value))
+        scores = (q[self.target] * k[self.source]).sum(-1) / 2
+        weights = scores.exp()
+        weights = weights / self.gathered(weights, h.shape[0]).clamp(min=1e-9).index_select(0, self.target)
+        return self.out(self.gathered(weights.unsqueeze(-1) * v[self.source], h.shape[0]).flatten(1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.branch(h)
+
+
+@pytest.mark.parametrize("how", ["index_add", "scatter_add", "scatter_reduce"])
+@torch.no_grad()
+def test_attention_over_neighbours_has_heads(how: str) -> None:
+    torch.manual_seed(0)
+    block = Attention(how).eval().double()
+    graph = jg.trace(nn.Sequential(block, nn.Linear(WIDTH, 2)).double().eval(), torch.randn(4, WIDTH).double())
+    assert [branch.kind for join in graph.joins for branch in join.branches] == ["attn"]
+    split = graph.split("heads")
+    assert [*split.branches] == ["L0.attn.head0", "L0.attn.head1"]
+    x = torch.randn(4, WIDTH).double()
+    forward = split.run(x)
+    for head in range(2):
+        alone = copy.deepcopy(block)
+        alone.out.weight[:, [slice(WIDTH // 2, None), slice(WIDTH // 2)][head]] = 0
+        assert distance(forward.component(f"L0.attn.head{head}"), alone.branch(x) - alone.out.bias) < EXACT
+    # Which keys a query sees is no table of positions here, and nothing is made up for one.
+    with pytest.raises(jg.InputError, match="attention"):
+        jg.attention_patterns(graph, x)
