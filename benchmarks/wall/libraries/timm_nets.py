@@ -1124,9 +1124,9 @@ NETS: dict[str, Net] = {
     "hiera": _net(
         "hiera.Hiera",
         6,
-        "3 blocks: attention, mlp; where the stage changes the shortcut is the largest of a projection",
+        "3 blocks: attention, mlp; where the stage changes the shortcut is the largest of a projection, a branch",
         64,
-        kinds="attn 3, mlp 3",
+        kinds="attn 3, mlp 5",
         img_size=(64, 64),
         embed_dim=8,
         num_heads=1,
