@@ -5,6 +5,7 @@
     cat(h[:a], h[a:b] + y, h[b:])                                  → h + cat(0, y, 0), also in another order
     cat(h[:a], g·h[a:b] + y, h[b:])                                → cat(h[:a], g·h[a:b], h[b:]) + cat(0, y, 0)
     cat(h[:a], g·(h[a:b] + y), h[b:])                              → the same with g·y
+    cat(c + g(c), h[a:]) with c = h[:a] + y                        → h + cat(y, 0), and to that cat(g(c), 0)
     cat(h[:a] + y, h[a:], z)                                       → cat(h, 0) + cat(y, 0, z)
     where(c, h + y, h), where(c, h + y, h + z)                     → h + where(c, y, 0), h + where(c, y, z)
     where(c, f(h), h)                                              → where(c, f(h), 0) + where(c, 0, h)
@@ -470,6 +471,7 @@ def _write_concatenated(node: fx.Node) -> None:
     bases = dict.fromkeys(piece.base for piece in map(_piece, operands) if piece is not None)
     operands = [_multiplied_out(operand, bases) for operand in operands]
     dim: Any = node.args[1] if len(node.args) > 1 else 0
+    operands = _after_first_sums(node, operands, dim)
     for base in dict.fromkeys(_bases(operands[0])):
         added = [_added(operand, base) for operand in operands]
         if all(piece is not None for piece, _ in added) and _write_pieces(node, operands, added, dim):
@@ -477,6 +479,41 @@ def _write_concatenated(node: fx.Node) -> None:
     for base in bases:
         if _write_among_others(node, operands, base, dim % len(node.meta["shape"])):
             return
+
+
+def _after_first_sums(node: fx.Node, operands: list[fx.Node], dim: int) -> list[fx.Node]:
+    """The operands where a piece is added to again by what is made of a first sum: with c = h[:a] + y, those of
+    cat(c + g(c), h[a:]) are added to pieces of cat(c, h[a:]), which is written as a sum before.
+    """
+    for at, operand in enumerate(operands):
+        sums = _sums_below(operand)
+        for inner in (one for one in sums if len(one.users) > 1):
+            before = [*operands[:at], inner, *operands[at + 1 :]]
+            for base in dict.fromkeys(_bases(inner)):
+                added = [_added(one, base) for one in before]
+                pieces = [piece for piece, _ in added if piece is not None]
+                changed = [place for place, (_, update) in enumerate(added) if update is not None]
+                beside = _side_by_side(pieces) == list(range(len(before)))
+                if changed != [at] or not beside or not _covers(pieces, node, dim % len(node.meta["shape"])):
+                    continue
+                with node.graph.inserting_before(inner.next):
+                    kept = [_read(base, *pair) for pair in zip(pieces, before, strict=True) if pair[1] is not inner]
+                    whole = _like(aten.cat.default, node, [*kept[:at], inner, *kept[at:]], dim)
+                    now = [_read(whole, *pair) for pair in zip(pieces, before, strict=True)]
+                for user in [user for user in inner.users if user is operand or user in sums]:
+                    user.replace_input_with(inner, now[at])
+                _write_concatenated(whole)
+                return _after_first_sums(node, [*now[:at], operand, *now[at + 1 :]], dim)
+    return operands
+
+
+def _sums_below(total: fx.Node) -> list[fx.Node]:
+    """The adds below the root of a tree of adds, those that others read as well too."""
+    found = [total] if total.target is aten.add.Tensor else []
+    for one in found:
+        args: Any = one.args
+        found += [arg for arg in args if _is_float(arg) and arg.target is aten.add.Tensor and arg not in found]
+    return found[1:]
 
 
 def _write_among_others(node: fx.Node, operands: Sequence[fx.Node], base: fx.Node, dim: int) -> bool:

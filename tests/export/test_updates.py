@@ -617,3 +617,45 @@ def test_what_is_added_to_in_another_layout_is_a_part(lay: Callable[[Pictured, T
     expected = torch.cat([torch.zeros_like(other[:, :1]), net.conv(picture).flatten(2).mT], 1)
     for join in graph.stream.joins[::2]:
         assert distance(graph.run(x).branch(join.branches[0], other), expected) < EXACT
+
+
+class ClassAttention(nn.Module):
+    """Tokens of which some go through several layers, each made of the sum before it, and are put back."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.keys, self.values, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 6)) for _ in range(3))
+
+    def attended(self, c: Tensor, h: Tensor) -> Tensor:
+        return torch.softmax(c @ self.keys(h).mT, -1) @ self.values(h)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = h + self.layers[0](h)
+        for _ in range(2):
+            if self.way == "last":
+                c, rest = h[:, -1:], h[:, :-1]
+            elif self.way == "split":
+                c, rest = h.split([2, 3], 1)
+            else:
+                c, rest = h[:, :1], h[:, 1:]
+            c = c + self.attended(c, h)
+            c = c + self.layers[1](c)
+            if self.way == "thrice":
+                c = c + self.layers[2](c)
+            h = torch.cat([rest, c] if self.way == "last" else [c, rest], 1)
+        return self.head(h)
+
+
+@pytest.mark.parametrize("way", ["first", "last", "split", "thrice"])
+def test_tokens_that_are_added_to_again_before_they_are_put_back(way: str) -> None:
+    torch.manual_seed(0)
+    net, x = ClassAttention(way).eval().double(), torch.randn(2, 5, 6).double()
+    graph = jg.trace(net, x)
+    kinds = ["attn", "mlp", "mlp"] if way == "thrice" else ["attn", "mlp"]
+    assert [branch.kind for join in graph.joins for branch in join.branches] == ["mlp", *kinds, *kinds]
+    assert {join.kind for join in graph.joins} == {"identity"}
+    assert len(graph.streams) == 1
+    assert distance(graph(x.flip(0)), net(x.flip(0))) < EXACT
+    assert check_values(subject(graph, {"h": x}, {"h": x.flip(0)}, torch.float64)) >= 6
