@@ -47,16 +47,16 @@ def summands_of_whole(flow: Dataflow, total: fx.Node) -> list[fx.Node]:
 
 
 def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum:
-    """The tree of adds that ends at a node; an add that something else reads too, or that is closed, is a leaf."""
+    """The tree of adds that ends at a node; an add that something else reads too, or that is closed, is a leaf, and so
+    is the node itself where it is no sum of values, as what adds a number to one.
+    """
     leaves: list[fx.Node] = []
     adds: list[fx.Node] = []
     stack = [root]
     while stack:
         node = stack.pop()
-        inner = node is root or (
-            node not in closed and packet_of(node) is aten.add and is_sum(node) and len(readers(node)) == 1
-        )
-        if inner and node in flow:
+        inner = node is root or (node not in closed and len(readers(node)) == 1)
+        if inner and packet_of(node) is aten.add and is_sum(node) and node in flow:
             adds.append(node)
             stack += reversed(list(nodes_in(node.args[:2])))
         else:

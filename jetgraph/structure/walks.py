@@ -14,10 +14,11 @@ from torch import fx
 
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import held_image
-from jetgraph.structure.joins import flattened, only_steers
+from jetgraph.structure.joins import only_steers
 from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes
 from jetgraph.structure.pieces import lying
 from jetgraph.structure.regions import Join
+from jetgraph.structure.sums import flattened
 
 Cuts = Mapping[fx.Node, tuple[fx.Node, ...]]
 """By node, what is made up to there and read later; in execution order."""
@@ -359,8 +360,7 @@ def _next(flow: Dataflow, state: Sequence[fx.Node], node: fx.Node) -> Next | Non
     """A value as a sum of affine images of a state and others; of nothing but branches it is none."""
     if not is_float_tensor(node):
         return None
-    whole = node in state or node.target is not aten.add.Tensor
-    operands = (node,) if whole else flattened(flow, node, state).operands
+    operands = (node,) if node in state else flattened(flow, node, state).operands
     skip, branches, injections, gates, homes = [], [], [], [], set[int]()
     for operand in operands:
         held = held_image(flow, operand, state)

@@ -907,3 +907,33 @@ def test_what_is_laid_beside_a_stream_is_no_stream_of_its_own() -> None:
     assert kinds == ["conv", "conv", "conv", *["skip", "conv"] * 4]
     assert [join.kind for join in graph.joins].count("concat") == 4
     check_values(subject(graph, {"x": x}, {"x": torch.randn_like(x)}, torch.float64))
+
+
+class Shifted(nn.Module):
+    """Two streams, of which one has a number added to it, or taken away from a multiple of it, between its layers."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.start, self.head = nn.Linear(3, 2 * WIDTH), nn.Linear(2 * WIDTH, 4)
+        self.layers = nn.ModuleList(PreNorm(WIDTH).mlp for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.start(x).chunk(2, -1)
+        for one, other in zip(self.layers[::2], self.layers[1::2], strict=True):
+            a = a + one(b)
+            b = b + other(a)
+            b = {"sum": b + 1.5, "multiple": 0.5 * b - 0.25, "alpha": torch.add(b, a, alpha=1) + 2}[self.way]
+        return self.head(torch.cat([a, b], -1))
+
+
+@pytest.mark.parametrize("way", ["sum", "multiple", "alpha"])
+@torch.no_grad()
+def test_numbers_that_are_added_to_a_stream_stay(way: str) -> None:
+    torch.manual_seed(0)
+    net, x = Shifted(way).eval().double(), torch.randn(2, 4, 3, dtype=torch.float64)
+    graph = jg.trace(net, x)
+    assert len(graph.streams) == 1
+    other = torch.randn(3, 5, 3, dtype=torch.float64)
+    assert distance(graph(other), net(other)) < EXACT
+    assert check_values(subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)) >= 4
