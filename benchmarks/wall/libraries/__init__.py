@@ -36,14 +36,15 @@ def module_of(library: str) -> str:
 
 
 def found(libraries: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """Libraries with the name of a net each, of those that can be imported."""
+    """Libraries with the name of a net each, of those that can be imported; `timm/volo` is one net of a library."""
     modules = [module.name for module in pkgutil.iter_modules(__path__)]
     known = [name.removesuffix("_nets") for name in modules if name.endswith("_nets")]
-    for library in libraries or known:
+    for asked in libraries or known:
+        library, _, wanted = asked.partition("/")
         try:
             nets = importlib.import_module(module_of(library)).NETS
         except ImportError as error:
             print(f"{library}: left out, since it cannot be imported ({error})")
             continue
-        for name in nets:
+        for name in [wanted] if wanted else nets:
             yield library, name
