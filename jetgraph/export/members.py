@@ -39,12 +39,8 @@ def members(value: Any, dim: int) -> Members | None:
         parts: Any = value.args[0]
         return (value, list(parts)) if len(parts) > 1 else None
     if value.target is aten.cat.default:
-        pieces = _side_by_side(value, dim)
-        return (
-            None
-            if pieces is None or {piece.meta["shape"][dim] for piece in pieces} != {1}
-            else (value, _entries(pieces, dim))
-        )
+        pieces = _side_by_side(value, dim) or []
+        return (value, _entries(pieces, dim)) if {piece.meta["shape"][dim] for piece in pieces} == {1} else None
     if value.target in (aten.mul.Tensor, aten.div.Tensor):
         return _multiplied(value, dim)
     laid = _LAID.get(value.target)
@@ -105,7 +101,7 @@ def _entries(pieces: Sequence[fx.Node], dim: int) -> list[fx.Node]:
 
 def _cut(value: fx.Node, dim: int) -> Members | None:
     """The pieces of a concatenation that is cut into these: cat(a, b, -1).view(…, 2, d)."""
-    read, sizes = _arguments(value)
+    read, sizes = arguments(value)
     after = value.meta["shape"]
     pieces = _side_by_side(read, dim)
     if pieces is None or len({piece.meta["shape"] for piece in pieces}) > 1 or after[dim] != len(pieces):
@@ -160,12 +156,13 @@ def _each(value: fx.Node, found: Members | None, dim: int, op: Any, *args: Any) 
     return stack, made
 
 
-def _arguments(value: fx.Node) -> tuple[Any, ...]:
+def arguments(value: fx.Node) -> tuple[Any, ...]:
+    """What a node is called with by place."""
     return value.args
 
 
 def _permuted(value: fx.Node, dim: int) -> Members | None:
-    rank, args = len(value.meta["shape"]), _arguments(value)
+    rank, args = len(value.meta["shape"]), arguments(value)
     if value.target is aten.transpose.int:
         order = list(range(rank))
         one, other = (at % rank for at in args[1:])
@@ -181,7 +178,7 @@ def _permuted(value: fx.Node, dim: int) -> Members | None:
 def _viewed(value: fx.Node, dim: int) -> Members | None:
     if (found := _cut(value, dim)) is not None:
         return found
-    read, sizes = _arguments(value)
+    read, sizes = arguments(value)
     before, after = read.meta["shape"], value.meta["shape"]
     for own, size in enumerate(before):
         if size == after[dim] and all(
@@ -204,14 +201,14 @@ def _number(shape: Sequence[int | str]) -> int:
 
 
 def _unsqueezed(value: fx.Node, dim: int) -> Members | None:
-    read, at = _arguments(value)
+    read, at = arguments(value)
     at %= len(value.meta["shape"])
     found = None if at == dim else members(read, dim - (at < dim))
     return _each(value, found, dim, aten.unsqueeze.default, at - (at > dim))
 
 
 def _squeezed(value: fx.Node, dim: int) -> Members | None:
-    read, at = _arguments(value)
+    read, at = arguments(value)
     at %= len(read.meta["shape"])
     if read.meta["shape"][at] != 1:
         return members(read, dim)
@@ -220,7 +217,7 @@ def _squeezed(value: fx.Node, dim: int) -> Members | None:
 
 
 def _flipped(value: fx.Node, dim: int) -> Members | None:
-    read, dims = _arguments(value)
+    read, dims = arguments(value)
     found = members(read, dim)
     along = [at % len(value.meta["shape"]) for at in dims]
     return (found[0], found[1][::-1]) if found is not None and along == [dim] else None

@@ -23,7 +23,7 @@ import torch
 from torch import fx
 
 from jetgraph.export.factors import is_made_of
-from jetgraph.export.members import LAYOUTS, Members, entry, like, members, stacked_along, unsqueezed
+from jetgraph.export.members import LAYOUTS, Members, arguments, entry, like, members, stacked_along, unsqueezed
 
 aten = torch.ops.aten
 
@@ -49,7 +49,7 @@ def read_past_stacks(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not aten.select.int or not _is_float(node) or node.kwargs:
             continue
-        value, dim, place = _arguments(node)
+        value, dim, place = arguments(node)
         with graph.inserting_before(node):
             member = _member(value, dim % len(value.meta["shape"]), place) if isinstance(place, int) else None
         if member is not None and member.meta["shape"] == node.meta["shape"]:
@@ -58,15 +58,11 @@ def read_past_stacks(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _arguments(node: fx.Node) -> tuple[Any, ...]:
-    return node.args
-
-
 def _member(value: fx.Node, dim: int, place: int) -> fx.Node | None:
     """What a stack, or a linear layer over the last dimension of one, has at a place of the stacked dimension."""
     shape = value.meta["shape"]
     if value.target is aten.linear.default and dim < len(shape) - 1:
-        read, *weights = _arguments(value)
+        read, *weights = arguments(value)
         inner = _member(read, dim, place)
         if inner is None:
             return None
