@@ -158,7 +158,8 @@ def _built(found: Finding) -> Built | None:
             except Exception as error:  # whatever a model checks
                 failures.append(f"{type(error).__name__}: {_short(error)}")
                 continue
-            for given in inputs.candidates(model) if made is None else [made.inputs()]:
+            chosen = made and made.inputs
+            for given in inputs.candidates(model) if chosen is None else [chosen()]:
                 try:
                     with torch.no_grad():
                         model(**call_options(model, given))

@@ -192,7 +192,7 @@ def _stream_input(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_nod
 
     The others come in as a mask, an adjacency or a condition does, which further layers read too. Where the last layer
     alone reads one, the stream is that which has joins, or is as large as the sum. Where a stream that starts elsewhere
-    reads this one, there are two, which meet in a head.
+    reads this one, or is read here, there are two: they meet in a head, or this one is a condition of the other.
     """
     if _met(flow, total, None) is not None:
         return None
@@ -203,6 +203,12 @@ def _stream_input(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_nod
         for start, fork in forks.items()
         if fork is not None
         and flow.dominates(total.node, flow.traced.output, start)
-        and not any(flow.depends(join.node, start) and not flow.depends(join.fork, start) for join in above)
+        and not any(_is_other_stream(flow, start, join, fork) for join in above)
     ]
     return max(through, key=lambda one: one[:2], default=(False, False, None))[2]
+
+
+def _is_other_stream(flow: Dataflow, start: fx.Node, join: Join, fork: fx.Node) -> bool:
+    """Whether a join belongs to a stream that starts elsewhere and reads this one, or that is read above the fork."""
+    reads = flow.depends(join.node, start) and not flow.depends(join.fork, start)
+    return reads or (flow.depends(fork, join.node) and not flow.depends(join.node, start))

@@ -509,3 +509,31 @@ def test_an_input_that_a_loop_is_given_in_each_round(run: Callable[[Net, Tensor]
     value = torch.cat(beside, -1) @ net.adapter.weight.mT
     value = net.norm(value) if run is with_norms else value
     assert distance(term[path], net.head(net.norm(value)) - net.head.bias) < EXACT
+
+
+class _Conditioned(nn.Module):
+    """Layers h + f(h), the last of which reads another value too, whose only reader it is, and adds up two layers over
+    what it makes of both.
+    """
+
+    def __init__(self, other: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.other = other
+        self.words, self.values = nn.Embedding(11, 6), nn.Embedding(11, 6)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6)) for _ in range(3))
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor, y: Tensor) -> Tensor:
+        h = self.words(ids)
+        h = h + self.blocks[0](h)
+        v = h + {"looked up again": self.values(ids), "another input": y, "its gate": h * y}[self.other]
+        gate = self.blocks[0](h).sigmoid()
+        return self.head(h + self.norm(self.blocks[1](v) * gate + self.blocks[2](v) * gate))
+
+
+@pytest.mark.parametrize("other", ["looked up again", "another input", "its gate"])
+def test_what_one_branch_alone_reads_is_no_stream(other: str) -> None:
+    ids, y = torch.randint(0, 11, (2, 4)), torch.randn(2, 4, 6)
+    graph = jg.trace(_Conditioned(other).eval(), ids=ids, y=y)
+    assert [join.kind for join in graph.joins] == ["identity", "identity"]

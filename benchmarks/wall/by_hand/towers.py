@@ -1,41 +1,21 @@
-"""Tiny models of classes whose config alone does not make one: what a person has chosen, and nothing of the engine."""
+"""Towers and nets with inputs of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
-Inputs = Callable[[], dict[str, Tensor]]
-
-
-def _ids(most: int = 100) -> Inputs:
-    return lambda: {"input_ids": torch.randint(5, most, (2, 10), generator=torch.Generator().manual_seed(0))}
-
-
-def _normal(name: str, *shape: int) -> Inputs:
-    return lambda: {name: torch.randn(shape, generator=torch.Generator().manual_seed(0))}
-
-
-@dataclass(frozen=True)
-class Made:
-    """Arguments of a config, and example inputs."""
-
-    config: Mapping[str, Any]
-    inputs: Inputs
-
+from benchmarks.wall.by_hand.made import Made, ids, normal
 
 _TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 128}
 
 MADE: Mapping[str, Made] = {
     "wav2vec2-bert": Made(
         {**_TEXT, "num_hidden_layers": 2, "feature_projection_input_dim": 24, "output_hidden_size": 32},
-        _normal("input_features", 2, 20, 24),
+        normal("input_features", 2, 20, 24),
     ),
-    "xmod": Made({**_TEXT, "num_hidden_layers": 2, "languages": ["en_XX"], "default_language": "en_XX"}, _ids()),
+    "xmod": Made({**_TEXT, "num_hidden_layers": 2, "languages": ["en_XX"], "default_language": "en_XX"}, ids()),
     "zamba": Made(
         {
             **_TEXT,
@@ -50,7 +30,7 @@ MADE: Mapping[str, Made] = {
             "n_mamba_heads": 2,
             "mamba_dt_rank": 4,
         },
-        _ids(),
+        ids(),
     ),
     "zamba2": Made(
         {
@@ -68,7 +48,7 @@ MADE: Mapping[str, Made] = {
             "adapter_rank": 4,
             "num_mem_blocks": 1,
         },
-        _ids(),
+        ids(),
     ),
     "seggpt": Made(
         {
@@ -84,8 +64,8 @@ MADE: Mapping[str, Made] = {
             "pretrain_image_size": 32,
         },
         lambda: (
-            {**_normal("pixel_values", 2, 3, 16, 16)(), **_normal("prompt_pixel_values", 2, 3, 16, 16)()}
-            | _normal("prompt_masks", 2, 3, 16, 16)()
+            {**normal("pixel_values", 2, 3, 16, 16)(), **normal("prompt_pixel_values", 2, 3, 16, 16)()}
+            | normal("prompt_masks", 2, 3, 16, 16)()
         ),
     ),
     "siglip2_vision_model": Made(
@@ -98,7 +78,7 @@ MADE: Mapping[str, Made] = {
             "num_patches": 16,
         },
         lambda: (
-            _normal("pixel_values", 2, 16, 48)()
+            normal("pixel_values", 2, 16, 48)()
             | {
                 "pixel_attention_mask": torch.ones(2, 16, dtype=torch.long),
                 "spatial_shapes": torch.tensor([[4, 4], [2, 8]]),
@@ -115,11 +95,11 @@ MADE: Mapping[str, Made] = {
             "head_dim": 16,
             "num_mel_bins": 16,
         },
-        _normal("input_features", 2, 16, 32),
+        normal("input_features", 2, 16, 32),
     ),
     "vibevoice_acoustic_tokenizer_encoder": Made(
         {"num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1], "hidden_size": 8},
-        _normal("hidden_states", 2, 1, 64),
+        normal("hidden_states", 2, 1, 64),
     ),
     "video_llama_3_vision": Made(
         {
@@ -130,8 +110,7 @@ MADE: Mapping[str, Made] = {
             "patch_size": 4,
         },
         lambda: (
-            _normal("pixel_values", 24, 48)()
-            | {"grid_thw": torch.tensor([[1, 4, 6]]), "merge_sizes": torch.tensor([2])}
+            normal("pixel_values", 24, 48)() | {"grid_thw": torch.tensor([[1, 4, 6]]), "merge_sizes": torch.tensor([2])}
         ),
     ),
 }

@@ -1,0 +1,53 @@
+"""What a person chooses of a tiny model, and small makers of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = Callable[[], dict[str, Tensor]]
+
+STREAM: Mapping[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+TEXT: Mapping[str, Any] = {**STREAM, "vocab_size": 128}
+
+
+@dataclass(frozen=True)
+class Made:
+    """Arguments of a config, and example inputs."""
+
+    config: Mapping[str, Any]
+    inputs: Inputs | None = None
+    """None: those that the names of the model's arguments ask for."""
+
+
+def ids(*shape: int, name: str = "input_ids", most: int = 100) -> Inputs:
+    """Numbers of tokens, (2, 10) of them if no shape is given."""
+    return lambda: {name: torch.randint(5, most, shape or (2, 10), generator=_seeded())}
+
+
+def normal(name: str, *shape: int) -> Inputs:
+    """Pictures, sounds or features."""
+    return lambda: {name: torch.randn(shape, generator=_seeded())}
+
+
+def uniform(name: str, *shape: int) -> Inputs:
+    """Numbers of [0, 1), such as corners of boxes."""
+    return lambda: {name: torch.rand(shape, generator=_seeded())}
+
+
+def all_of(*inputs: Inputs, **more: Tensor) -> Inputs:
+    """Several inputs, and given ones."""
+    return lambda: {name: value for each in inputs for name, value in each().items()} | more
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
