@@ -1,7 +1,7 @@
 """Which hidden states of a model are values that jetgraph has found, in whatever layout.
 
 A model returns its states as it likes: permuted, without the padding that it added, as a piece of a value that holds
-several, or through a norm that the next layer does not read. So a state is looked for among all values of the graph,
+several, or through a norm that the next layer does not read. Zeros that queries start from are none. So a state is looked for among all values of the graph,
 and from where it is found the graph is followed upwards: no learned operator may lie between a value that jetgraph
 names (a point of a stream, the fork or the sum of an inner join) and the state. What the output is not made of at all,
 autograd knows.
@@ -36,7 +36,7 @@ def found_states(graph: jg.ResidualGraph, model: nn.Module, given: Mapping[str, 
         result = model(**given, **cached, output_hidden_states=True)
     except Exception:  # not every model has the option
         return None
-    states = [state for name in FIELDS for state in _flat(getattr(result, name, None))]
+    states = [state for name in FIELDS for state in _flat(getattr(result, name, None)) if state.min() < state.max()]
     if not states or not graph.joins:
         return None
     with torch.no_grad():

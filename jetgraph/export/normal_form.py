@@ -54,6 +54,7 @@ def normalise(graph: fx.Graph) -> None:
     write_out_steps(graph)
     _write_products_of_two(graph)
     _write_dot_products(graph)
+    _write_products_with_vectors(graph)
     _write_scattered_sums_alike(graph)
     _unfuse_sums(graph)
     write_complex_parts(graph)
@@ -294,6 +295,21 @@ def _write_dot_products(graph: fx.Graph) -> None:
             total = graph.call_function(aten.sum.dim_IntList, (product, [dim]))
         total.meta = dict(node.meta)
         _replace(node, total)
+
+
+def _write_products_with_vectors(graph: fx.Graph) -> None:
+    """A linear layer whose weight is one vector, and which has no dimension of outputs, as a matrix product with it."""
+    for node in graph.find_nodes(op="call_function", target=aten.linear.default):
+        value, weight, *bias = node.args
+        if len(weight.meta.get("shape", ())) != 1:
+            continue
+        with graph.inserting_before(node):
+            product = graph.call_function(aten.matmul.default, (value, weight))
+            product.meta = dict(node.meta)
+            if bias and bias[0] is not None:
+                product = graph.call_function(aten.add.Tensor, (product, bias[0]))
+                product.meta = dict(node.meta)
+        _replace(node, product)
 
 
 def _without_dots(equation: str, ranks: Sequence[int]) -> str:

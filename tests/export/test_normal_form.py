@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
+from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import jetgraph as jg
@@ -205,3 +206,32 @@ def test_products_of_several_are_products_of_two(equation: str, path: list[int] 
     for product in products:
         one, other = (arg.meta["shape"] for arg in product.args[1])
         assert torch.einsum(product.args[0], torch.ones(one), torch.ones(other)).shape == product.meta["shape"]
+
+
+class _Vectors(nn.Module):
+    """Layers with a number for each place: a gate by a learned vector, and the expectation under a softmax, whose
+    values are no weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.vector = nn.Linear(6, 6), nn.Parameter(torch.randn(6))
+        self.bias = nn.Parameter(torch.randn(()))
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = h + self.layer(h).tanh() * linear(h, self.vector, self.bias)[..., None]
+        spread = linear(self.layer(h).softmax(-1).reshape(-1, 6), torch.linspace(-1, 1, 6, dtype=h.dtype))
+        return linear(h + spread.reshape(h.shape[:-1])[..., None] * self.layer(h), self.vector)
+
+
+def test_layers_whose_weight_is_a_vector() -> None:
+    net = _Vectors().double().eval()
+    h, v = torch.randn(2, 2, 3, 6, dtype=torch.float64)
+    graph = jg.trace(net, h=h)
+    assert len(graph.joins) == 2
+    layers = graph.traced.graph.find_nodes(op="call_function", target=aten.linear.default)
+    assert [len(layer.args[1].meta["shape"]) for layer in layers] == [2, 2, 2]
+    value, slope = jg.jet(net, h, v, 1)
+    expected = torch.autograd.functional.jvp(net, h, v)
+    torch.testing.assert_close((value, slope), expected, rtol=1e-12, atol=1e-12)

@@ -3,14 +3,163 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from benchmarks.wall.by_hand.made import Made, ids, normal
+from benchmarks.wall.by_hand.made import STREAM, Inputs, Made, all_of, ids, normal
 
 _TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 128}
 
+_BLOCKS: Mapping[str, Any] = {
+    "depth": 2,
+    "hidden_size": 32,
+    "out_hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+}
+_STACKED: Mapping[str, Any] = {
+    **_BLOCKS,
+    "patch_size": 4,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+}
+_SERIES: Mapping[str, Any] = {
+    **STREAM,
+    "intermediate_size": 32,
+    "head_dim": 8,
+    "patch_length": 8,
+    "context_length": 32,
+    "horizon_length": 8,
+}
+
+_CODEC: Mapping[str, Any] = {
+    **STREAM,
+    "num_filters": 4,
+    "upsampling_ratios": [2, 2],
+    "codebook_size": 16,
+    "codebook_dim": 8,
+    "num_quantizers": 3,
+    "vector_quantization_hidden_dimension": 8,
+    "upsample_groups": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "sliding_window": 8,
+    "sampling_rate": 800,
+}
+
+
+def _grid() -> Inputs:
+    """Two pictures of 4 × 4 patches of 4 × 4 points, twice in time."""
+    return all_of(normal("hidden_states", 32, 96), grid_thw=torch.tensor([[1, 4, 4]] * 2))
+
+
+def _places() -> torch.Tensor:
+    """Where the 4 × 4 patches of two pictures are."""
+    return torch.stack([torch.arange(16) % 4, torch.arange(16) // 4], -1).expand(2, 16, 2).clone()
+
+
 MADE: Mapping[str, Made] = {
+    "audio-spectrogram-transformer": Made(
+        {
+            **STREAM,
+            "patch_size": 8,
+            "frequency_stride": 8,
+            "time_stride": 8,
+            "max_length": 32,
+            "num_mel_bins": 16,
+        },
+        normal("input_values", 2, 32, 16),
+    ),
+    "audioflamingo3_encoder": Made(
+        {**STREAM, "num_mel_bins": 16, "max_source_positions": 16},
+        all_of(normal("input_features", 2, 16, 32), input_features_mask=torch.ones(2, 32, dtype=torch.long)),
+    ),
+    "decision_transformer": Made(
+        {"hidden_size": 32, "n_layer": 2, "n_head": 4, "state_dim": 5, "act_dim": 3, "max_ep_len": 32},
+        all_of(
+            normal("states", 2, 6, 5),
+            normal("actions", 2, 6, 3),
+            normal("rewards", 2, 6, 1),
+            normal("returns_to_go", 2, 6, 1),
+            timesteps=torch.arange(6).expand(2, 6).clone(),
+            attention_mask=torch.ones(2, 6),
+        ),
+    ),
+    "gemma3n_audio": Made(
+        {
+            "hidden_size": 32,
+            "conf_num_attention_heads": 4,
+            "conf_num_hidden_layers": 2,
+            "input_feat_size": 16,
+            "sscp_conv_channel_size": [8, 4],
+        },
+        all_of(normal("audio_mel", 2, 64, 16), audio_mel_mask=torch.zeros(2, 64, dtype=torch.bool)),
+    ),
+    "gemma4_audio": Made(
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "subsampling_conv_channels": [8, 4],
+            "output_proj_dims": 32,
+        },
+        normal("input_features", 2, 64, 8),
+    ),
+    "gemma4_vision": Made(
+        {
+            **STREAM,
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "patch_size": 4,
+            "position_embedding_size": 16,
+            "pooling_kernel_size": 2,
+        },
+        all_of(normal("pixel_values", 2, 16, 48), pixel_position_ids=_places()),
+    ),
+    "glm4v_vision": Made({**_BLOCKS, "patch_size": 4, "image_size": 16}, _grid()),
+    "glmasr_encoder": Made(
+        {**STREAM, "num_mel_bins": 16, "num_key_value_heads": 4}, normal("input_features", 2, 16, 32)
+    ),
+    "mimi": Made(_CODEC, normal("input_values", 2, 1, 64)),
+    "mimi_encoder": Made(_CODEC, normal("input_values", 2, 1, 64)),
+    "pix2struct": Made(
+        {
+            "text_config": {
+                "vocab_size": 128,
+                "hidden_size": 32,
+                "d_kv": 8,
+                "d_ff": 48,
+                "num_layers": 2,
+                "num_heads": 4,
+            },
+            "vision_config": {**STREAM, "patch_embed_hidden_size": 48, "d_kv": 8, "d_ff": 48, "seq_len": 8},
+        },
+        lambda: {
+            # The first two numbers of a patch are its row and its column.
+            "flattened_patches": torch.cat(
+                [
+                    torch.arange(8.0)[None, :, None].expand(2, 8, 2),
+                    normal("patches", 2, 8, 48)()["patches"],
+                ],
+                -1,
+            ),
+            **ids(2, 6, name="decoder_input_ids")(),
+        },
+    ),
+    "qwen2_5_vl_vision": Made({**_BLOCKS, "patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1]}, _grid()),
+    "qwen3_5_vision": Made({**_BLOCKS, "patch_size": 4, "num_position_embeddings": 16}, _grid()),
+    "qwen3_vl_moe_vision": Made(_STACKED, _grid()),
+    "qwen3_vl_vision": Made(_STACKED, _grid()),
+    "timesfm": Made(
+        _SERIES,
+        all_of(
+            normal("past_values", 2, 32),
+            past_values_padding=torch.zeros(2, 32, dtype=torch.long),
+            freq=torch.zeros(2, 1, dtype=torch.long),
+        ),
+    ),
+    "timesfm2_5": Made({**_SERIES, "num_key_value_heads": 4, "output_quantile_len": 8}, normal("past_values", 2, 32)),
     "wav2vec2-bert": Made(
         {**_TEXT, "num_hidden_layers": 2, "feature_projection_input_dim": 24, "output_hidden_size": 32},
         normal("input_features", 2, 20, 24),
