@@ -1,10 +1,10 @@
 """Which hidden states of a model are values that jetgraph has found, in whatever layout.
 
 A model returns its states as it likes: permuted, without the padding that it added, as a piece of a value that holds
-several, or through a norm that the next layer does not read. Zeros that queries start from are none. So a state is looked for among all values of the graph,
+several, or through a norm that the next layer does not read. So a state is looked for among all values of the graph,
 and from where it is found the graph is followed upwards: no learned operator may lie between a value that jetgraph
 names (a point of a stream, the fork or the sum of an inner join) and the state. What the output is not made of at all,
-autograd knows.
+autograd knows; what is the same for all inputs, such as the queries that a decoder starts from, is no state.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import jetgraph as jg
+from benchmarks.wall.inputs import BATCH
 from benchmarks.wall.sums import residual_sums
 from jetgraph.structure.regions import MapStage, Region
 from tests.interpretation import Interpretation
@@ -36,7 +37,7 @@ def found_states(graph: jg.ResidualGraph, model: nn.Module, given: Mapping[str, 
         result = model(**given, **cached, output_hidden_states=True)
     except Exception:  # not every model has the option
         return None
-    states = [state for name in FIELDS for state in _flat(getattr(result, name, None)) if state.min() < state.max()]
+    states = [state for name in FIELDS for state in _flat(getattr(result, name, None)) if _varies(state)]
     if not states or not graph.joins:
         return None
     with torch.no_grad():
@@ -56,6 +57,11 @@ def _flat(found: Any) -> Iterator[Tensor]:
     elif isinstance(found, Sequence):
         for each in found:
             yield from _flat(each)
+
+
+def _varies(state: Tensor) -> bool:
+    """The two examples of a batch, which differ, have made different states."""
+    return len(state) != BATCH or not torch.equal(*state)
 
 
 def _named(graph: jg.ResidualGraph, varying: Collection[fx.Node]) -> set[fx.Node]:

@@ -19,6 +19,21 @@ STREAM: Mapping[str, Any] = {
 }
 TEXT: Mapping[str, Any] = {**STREAM, "vocab_size": 128}
 
+CODEC: Mapping[str, Any] = {
+    **STREAM,
+    "num_filters": 4,
+    "upsampling_ratios": [2, 2],
+    "codebook_size": 16,
+    "codebook_dim": 8,
+    "num_quantizers": 3,
+    "vector_quantization_hidden_dimension": 8,
+    "upsample_groups": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "sliding_window": 8,
+    "sampling_rate": 800,
+}
+
 
 @dataclass(frozen=True)
 class Made:

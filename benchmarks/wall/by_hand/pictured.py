@@ -64,6 +64,9 @@ MADE: Mapping[str, Made] = {
         },
         _pictured(4),
     ),
+    "blip_2_qformer": Made(
+        _QUERIES, all_of(normal("query_embeds", 2, 4, 32), normal("encoder_hidden_states", 2, 6, 32))
+    ),
     "clap": Made(
         {
             "text_config": {**TEXT, "projection_dim": 16},
@@ -108,6 +111,30 @@ MADE: Mapping[str, Made] = {
             "image_end_token_id": 124,
         },
         _GRID,
+    ),
+    "idefics": Made(
+        {
+            **TEXT,
+            "num_key_value_heads": 4,
+            "additional_vocab_size": 0,
+            "cross_layer_interval": 1,
+            "use_resampler": False,
+            "vision_config": {
+                "embed_dim": 32,
+                "image_size": 16,
+                "patch_size": 8,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+            },
+            "perceiver_config": {},
+        },
+        all_of(
+            ids(),
+            normal("pixel_values", 2, 1, 3, 16, 16),
+            image_attention_mask=torch.ones(2, 10, 1, dtype=torch.long),
+            attention_mask=torch.ones(2, 10, dtype=torch.long),
+        ),
     ),
     "idefics3": Made(
         {

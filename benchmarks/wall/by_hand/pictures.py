@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.wall.by_hand.made import STREAM, Inputs, Made, normal
+from benchmarks.wall.by_hand.made import STREAM, TEXT, Inputs, Made, all_of, ids, normal
 
 _LEVELS = ["stage1", "stage2", "stage3", "stage4"]
 _RESNET: Mapping[str, Any] = {
@@ -62,6 +62,34 @@ _RT_DETR: Mapping[str, Any] = {
     "hidden_expansion": 0.5,
 }
 _FOUR: Mapping[str, Any] = {**STREAM, "num_hidden_layers": 4, "image_size": 32, "patch_size": 8}
+_EFFICIENT: Mapping[str, Any] = {
+    "width_coefficient": 0.5,
+    "depth_coefficient": 1.0,
+    "depth_divisor": 4,
+    "num_block_repeats": [1, 2, 2, 1, 1, 2, 1],
+    "hidden_dim": 640,
+    "image_size": 64,
+}
+_DINO: Mapping[str, Any] = {
+    "model_type": "dinov2",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "mlp_ratio": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+_ONE_LEVEL: Mapping[str, Any] = {
+    "d_model": 32,
+    "decoder_ffn_dim": 48,
+    "decoder_n_points": 2,
+    "decoder_layers": 2,
+    "decoder_self_attention_heads": 4,
+    "decoder_cross_attention_heads": 4,
+    "num_queries": 5,
+    "group_detr": 1,
+    "c2f_num_blocks": 1,
+}
 _FUSED: Mapping[str, Any] = {"neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 16}
 
 
@@ -83,8 +111,55 @@ MADE: Mapping[str, Made] = {
         },
         _pixels(64),
     ),
+    "depth_pro": Made(
+        {
+            "fusion_hidden_size": 16,
+            "patch_size": 32,
+            "intermediate_hook_ids": [1, 0],
+            "intermediate_feature_dims": [16, 16],
+            "scaled_images_ratios": [0.5, 1.0],
+            "scaled_images_overlap_ratios": [0.0, 0.5],
+            "scaled_images_feature_dims": [16, 16],
+            **{f"{of}_model_config": {**_DINO, "out_features": ["stage2"]} for of in ("image", "patch", "fov")},
+        },
+        _pixels(64),
+    ),
     "detr": Made(_DETR, _pixels(64)),
     "dpt": Made({**_FOUR, **_FUSED, "backbone_out_indices": [0, 1, 2, 3]}, _pixels(32)),
+    "efficientnet": Made(_EFFICIENT, _pixels(64)),
+    "grounding-dino": Made(
+        {
+            **_QUERIES,
+            "backbone_config": {**_SWIN, "out_features": _LEVELS[1:]},
+            "text_config": TEXT,
+            "d_model": 32,
+            "num_feature_levels": 3,
+            "encoder_n_points": 2,
+            "decoder_n_points": 2,
+            "max_text_len": 16,
+        },
+        all_of(_pixels(64), ids()),
+    ),
+    "lw_detr": Made(
+        {
+            **_ONE_LEVEL,
+            "backbone_config": {
+                **_DINO,
+                "model_type": "lw_detr_vit",
+                "image_size": 64,
+                "pretrain_image_size": 32,
+                "window_block_indices": [0],
+                "num_windows": 4,
+                "num_windows_side": 2,
+                "out_features": _LEVELS[:2],
+            },
+            "projector_scale_factors": [1.0],
+            "projector_in_channels": [32, 32],
+            "projector_out_channels": 32,
+            "num_feature_levels": 1,
+        },
+        _pixels(64),
+    ),
     "mask2former": Made(
         {
             "backbone_config": _SWIN,
@@ -113,6 +188,19 @@ MADE: Mapping[str, Made] = {
         normal("pixel_values", 2, 3, 16, 32),
     ),
     "pixio": Made({**STREAM, "image_size": 32, "patch_size": 8}, _pixels(32)),
+    "rf_detr": Made(
+        {
+            **_ONE_LEVEL,
+            "backbone_config": {
+                **_DINO,
+                "model_type": "rf_detr_dinov2",
+                "num_windows": 2,
+                "window_block_indexes": [0],
+                "out_features": _LEVELS[:2],
+            },
+        },
+        _pixels(32),
+    ),
     "rt_detr": Made(_RT_DETR, _pixels(64)),
     "rt_detr_v2": Made(_RT_DETR, _pixels(64)),
     "table-transformer": Made(_DETR, _pixels(64)),

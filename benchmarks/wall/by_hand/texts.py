@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.wall.by_hand.made import TEXT, Made, all_of, ids, uniform
+from benchmarks.wall.by_hand.made import CODEC, TEXT, Made, all_of, ids, uniform
 
 _GROUPED: Mapping[str, Any] = {**TEXT, "num_key_value_heads": 2}
 _EXPERTS: Mapping[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -24,12 +24,26 @@ _PER_LAYER: Mapping[str, Any] = {
     "hidden_size_per_layer_input": 8,
     "layer_types": ["sliding_attention", "full_attention"],
 }
+_SPOKEN: Mapping[str, Any] = {**_GROUPED, "vocab_size": 32, "num_codebooks": 3, "head_dim": 8}
 _MUSIC: Mapping[str, Any] = {**TEXT, "ffn_dim": 48, "num_codebooks": 2}
 
 MADE: Mapping[str, Made] = {
     "bros": Made(
         {**TEXT, "dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 8},
         all_of(ids(), uniform("bbox", 2, 10, 8)),
+    ),
+    "csm": Made(
+        {
+            **_SPOKEN,
+            "text_vocab_size": 128,
+            "codebook_pad_token_id": 30,
+            "codebook_eos_token_id": 0,
+            "audio_token_id": 126,
+            "audio_eos_token_id": 127,
+            "depth_decoder_config": {**_SPOKEN, "backbone_hidden_size": 32, "max_position_embeddings": 8},
+            "codec_config": CODEC,
+        },
+        ids(2, 6, 3, most=30),
     ),
     "dbrx": Made(
         {
@@ -42,6 +56,25 @@ MADE: Mapping[str, Made] = {
         }
     ),
     "deepseek_v2": Made({**TEXT, **_LATENT, **_ROUTED}),
+    "dia": Made(
+        {
+            "encoder_config": {**TEXT, "num_key_value_heads": 4, "head_dim": 8},
+            "decoder_config": {
+                **_GROUPED,
+                "head_dim": 8,
+                "cross_num_attention_heads": 4,
+                "cross_head_dim": 8,
+                "cross_num_key_value_heads": 4,
+                "cross_hidden_size": 32,
+                "num_channels": 3,
+            },
+            "delay_pattern": [0, 1, 2],
+            "pad_token_id": 120,
+            "eos_token_id": 121,
+            "bos_token_id": 122,
+        },
+        all_of(ids(), ids(2, 6, 3, name="decoder_input_ids")),
+    ),
     "dots1": Made({**_GROUPED, **_ROUTED, "max_window_layers": 1, "sliding_window": 4}),
     "embedding_gemma2_text": Made({**_GROUPED, **_PER_LAYER}),
     "ernie4_5_moe": Made(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.wall.by_hand.made import STREAM, Inputs, Made, all_of, ids, normal
+from benchmarks.wall.by_hand.made import CODEC, STREAM, Inputs, Made, all_of, ids, normal
 
 _TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 128}
 
@@ -24,6 +24,12 @@ _STACKED: Mapping[str, Any] = {
     "num_position_embeddings": 16,
     "deepstack_visual_indexes": [0],
 }
+_CONVOLVED: Mapping[str, Any] = {
+    "num_filters": 4,
+    "downsampling_ratios": [2, 2],
+    "depths": [1, 1, 1],
+    "hidden_size": 8,
+}
 _SERIES: Mapping[str, Any] = {
     **STREAM,
     "intermediate_size": 32,
@@ -31,21 +37,6 @@ _SERIES: Mapping[str, Any] = {
     "patch_length": 8,
     "context_length": 32,
     "horizon_length": 8,
-}
-
-_CODEC: Mapping[str, Any] = {
-    **STREAM,
-    "num_filters": 4,
-    "upsampling_ratios": [2, 2],
-    "codebook_size": 16,
-    "codebook_dim": 8,
-    "num_quantizers": 3,
-    "vector_quantization_hidden_dimension": 8,
-    "upsample_groups": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 8,
-    "sliding_window": 8,
-    "sampling_rate": 800,
 }
 
 
@@ -117,12 +108,14 @@ MADE: Mapping[str, Made] = {
         },
         all_of(normal("pixel_values", 2, 16, 48), pixel_position_ids=_places()),
     ),
+    "glm4v_moe_vision": Made({**_BLOCKS, "patch_size": 4, "image_size": 16}, _grid()),
     "glm4v_vision": Made({**_BLOCKS, "patch_size": 4, "image_size": 16}, _grid()),
+    "glm_ocr_vision": Made({**_BLOCKS, "patch_size": 4, "image_size": 16}, _grid()),
     "glmasr_encoder": Made(
         {**STREAM, "num_mel_bins": 16, "num_key_value_heads": 4}, normal("input_features", 2, 16, 32)
     ),
-    "mimi": Made(_CODEC, normal("input_values", 2, 1, 64)),
-    "mimi_encoder": Made(_CODEC, normal("input_values", 2, 1, 64)),
+    "mimi": Made(CODEC, normal("input_values", 2, 1, 64)),
+    "mimi_encoder": Made(CODEC, normal("input_values", 2, 1, 64)),
     "pix2struct": Made(
         {
             "text_config": {
@@ -246,8 +239,10 @@ MADE: Mapping[str, Made] = {
         },
         normal("input_features", 2, 16, 32),
     ),
+    "vibevoice_acoustic_tokenizer": Made(_CONVOLVED, normal("input_values", 2, 1, 64)),
+    "vibevoice_acoustic_tokenizer_decoder": Made(_CONVOLVED, normal("hidden_states", 2, 8, 16)),
     "vibevoice_acoustic_tokenizer_encoder": Made(
-        {"num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1], "hidden_size": 8},
+        _CONVOLVED,
         normal("hidden_states", 2, 1, 64),
     ),
     "video_llama_3_vision": Made(
