@@ -105,18 +105,18 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     """
     holders = [other for other in by_node.values() if other is not join and _holds(other, join.node)]
     inside = [other for other in holders if _leads_only_to(join.node, other)]
-    apart = any(not _holds(other, join.fork) for other in inside) and all(
-        other.fork is not join.fork for other in inside
-    )
+    outside = any(not _holds(other, join.fork) for other in inside)
+    apart = outside and all(other.fork is not join.fork for other in inside)
     # What reads another point than the fork comes from there, by factors of its own.
     elsewhere = {branch.node: branch.region.entry for branch in join.branches if branch.region.entry is not join.fork}
     operands = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
     added = [elsewhere.get(node, node) for node in operands]
-    given = any(not any(_holds(other, node) for node in added) for other in inside)
+    given = any(not any(_holds(other, node) or _starts(other, join, node) for node in added) for other in inside)
     steers = bool(holders) and (only_steers(join.node, SOFTMAX | _GATES) or _is_weighed_up(join.node))
-    # A norm of the stream beside another point, for a layer of the branch to read, is nothing that a stream goes on in.
+    # A norm of the stream beside another point, for a layer of the branch to read, is nothing that a stream goes on in;
+    # the norm of a line inside the branch is, as where a level comes back from below.
     nothing = join.kind == "none" and not any(mixes(node) for each in join.branches for node in each.region.nodes)
-    return (apart and not is_point(flow, join.fork, by_node)) or given or steers or (nothing and bool(inside))
+    return (apart and not is_point(flow, join.fork, by_node)) or given or steers or (nothing and outside)
 
 
 _GATES = {aten.sigmoid, aten.hardsigmoid}
@@ -161,6 +161,11 @@ _MASKING = {aten.add, aten.masked_fill, aten.where, aten.clamp, aten.slice}
 
 def _holds(join: Join, node: fx.Node) -> bool:
     return any(node in region.node_set for region in join.inside)
+
+
+def _starts(join: Join, inner: Join, node: fx.Node) -> bool:
+    """A branch starts at a value, and holds another join, fork and sum: the value is an earlier point of its line."""
+    return any(region.entry is node and {inner.node, inner.fork} <= region.node_set for region in join.inside)
 
 
 def _leads_only_to(node: fx.Node, join: Join) -> bool:
