@@ -17,7 +17,7 @@ from torch import fx
 
 from jetgraph.jets.registry import nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.gated import from_before_gate, gated_ahead, gated_join, with_projection_held
+from jetgraph.structure.gated import from_before_gate, gated_ahead, gated_join, with_one_layer, with_projection_held
 from jetgraph.structure.images import affine_past, fills, keeps_channels, same_size, widest
 from jetgraph.structure.lines import (
     Found,
@@ -202,7 +202,9 @@ def _summed(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
     while True:
         total = flattened(flow, node, closed)
         join = _joined(flow, total, by_node)
-        join = join and with_projection_held(flow, total, join)
+        if join is not None:
+            join = with_projection_held(flow, total, join)
+            join = with_one_layer(flow, Sum(join.node, join.operands, join.adds), join)
         if join is not None and join.kind == "gated":
             by_node = _unheld(join, by_node)
         moved = join and along(flow, join, by_node)
