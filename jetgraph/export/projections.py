@@ -125,8 +125,8 @@ def _weight(term: _Term, base: fx.Node) -> list[Factor] | None:
 
 
 def _in_common(terms: list[_Term], base: fx.Node) -> list[_Term]:
-    """The terms that have a mean of the base, or a sum of it, over places or features, if one takes it away. A value from
-    which its own is taken away is centred, as norms do it.
+    """The terms that have a mean of the base, or a sum of it, over places or features, if one takes it away. That from
+    which its own mean is taken away is centred, as norms do it.
     """
     means = [term for term in terms if _is_mean(term.value, base)]
     centred = any(one.value is base for term in terms for one in _factors(term.value))

@@ -125,6 +125,22 @@ def with_projection_held(flow: Dataflow, total: Sum, join: Join) -> Join:
     return join
 
 
+def is_centred(flow: Dataflow, join: Join) -> bool:
+    """All that a join adds is a mean of its fork over places or features, taken away from each: with the weights
+    held, that is a map, as in a norm, whatever the weights are made of.
+    """
+    return (
+        join.kind in KEEPING
+        and bool(join.branches)
+        and all(
+            packet_of(branch.node) is aten.neg
+            and not fills(branch.node, join.node)
+            and _is_along(flow, branch.node, join.fork)
+            for branch in join.branches
+        )
+    )
+
+
 def with_one_layer(flow: Dataflow, total: Sum, join: Join) -> Join:
     """The join with one branch for what a sum of its own makes of one value that a layer gave, by factors and means:
     b (f − mean f) + a mean f.

@@ -17,7 +17,14 @@ from torch import fx
 
 from jetgraph.jets.registry import nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.gated import from_before_gate, gated_ahead, gated_join, with_one_layer, with_projection_held
+from jetgraph.structure.gated import (
+    from_before_gate,
+    gated_ahead,
+    gated_join,
+    is_centred,
+    with_one_layer,
+    with_projection_held,
+)
 from jetgraph.structure.images import affine_past, fills, keeps_channels, same_size, widest
 from jetgraph.structure.lines import (
     Found,
@@ -34,7 +41,7 @@ from jetgraph.structure.lines import (
 )
 from jetgraph.structure.operators import IDENTITY, SCALES, SOFTMAX, aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.places import bounds, reads_elsewhere
-from jetgraph.structure.regions import Join
+from jetgraph.structure.regions import Join, Region
 from jetgraph.structure.sums import KEEPING, Sum, flattened, gated_over, is_sum, join_over
 from jetgraph.structure.unskipped import behind_points, beside_line, points_passed, without_skip
 
@@ -88,11 +95,22 @@ def is_inside(inner: Join, outer: Join) -> bool:
     return (
         inner.node is not outer.node
         and any(
-            inner.node in region.node_set and (inner.fork in region.node_set or inner.fork is outer.fork)
+            inner.node in region.node_set
+            and (inner.fork in region.node_set or inner.fork is outer.fork or _starts_row(inner, region))
             for region in outer.inside
         )
         and _leads_only_to(inner.node, outer)
     )
+
+
+def _starts_row(join: Join, region: Region) -> bool:
+    """The branch starts where the join forks, at an earlier point that this keeps as it is, and ends in a sum: it is a
+    row of joins.
+    """
+    end: Any = region.exit
+    while packet_of(end) in IDENTITY | SCALES:
+        end = end.args[0]
+    return join.fork is region.entry and join.kind in KEEPING and packet_of(end) is aten.add
 
 
 def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
@@ -203,6 +221,8 @@ def _summed(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
         total = flattened(flow, node, closed)
         join = _joined(flow, total, by_node)
         if join is not None:
+            if is_centred(flow, join):
+                return None
             join = with_projection_held(flow, total, join)
             join = with_one_layer(flow, Sum(join.node, join.operands, join.adds), join)
         if join is not None and join.kind == "gated":
