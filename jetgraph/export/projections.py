@@ -2,10 +2,11 @@
 
     h + (f − m·⟨f, h⟩·h)      → (1 − m·⟨f, h⟩)·h + f
     h + b·(v − ⟨u, h⟩)·u      → (h − b·⟨u, h⟩·u) + b·v·u
+    h + a·(mean f − mean h)   → (h − a·mean h) + a·mean f
 
 In the first one what a branch has along the stream is taken away, in the second one what the stream has along a
-direction. With the factors held both are affine in h, so that no layer adds them. Values stay as they are up to
-rounding.
+direction, in the third one what all its places or features have in common. With the factors held all are affine in h,
+so that no layer adds them. Values stay as they are up to rounding.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 
 import torch
 from torch import fx
@@ -47,6 +49,7 @@ def _write_beside(total: fx.Node) -> None:
             continue
         terms = [term for leaf in leaves if leaf is not base for term in _terms(leaf, leaf)]
         weights = {term: weight for term in terms if (weight := _weight(term, base)) is not None}
+        weights |= {term: [] for term in _in_common(terms, base)}
         if not weights or len(weights) == len(terms):
             continue
         # ⟨u, h⟩·u is an image of u as well; the stream is what the others are made of.
@@ -63,7 +66,8 @@ def _write_beside(total: fx.Node) -> None:
             # A summand without such a part stays as it is.
             rest = [leaf for leaf in leaves if leaf is not base and leaf not in opened]
             rest += [_written(write, term) for term in terms if term.leaf in opened and term not in weights]
-            result = reduce(write.sum, rest, skip)
+            # What a layer gives stays in one sum.
+            result = write.sum(skip, reduce(write.sum, rest))
         total.replace_all_uses_with(result)
         total.graph.erase_node(total)
         return
@@ -118,6 +122,32 @@ def _weight(term: _Term, base: fx.Node) -> list[Factor] | None:
         if contracted.count(base) == 1 and directions.intersection(contracted):
             return []
     return None
+
+
+def _in_common(terms: list[_Term], base: fx.Node) -> list[_Term]:
+    """The terms that have a mean of the base, or a sum of it, over places or features, if one takes it away. That from
+    which its own mean is taken away is centred, as norms do it.
+    """
+    means = [term for term in terms if _is_mean(term.value, base)]
+    centred = any(one.value is base for term in terms for one in _factors(term.value))
+    return means if not centred and any(_sign(term) < 0 for term in means) else []
+
+
+def _is_mean(value: fx.Node, base: fx.Node) -> bool:
+    """Up to factors, a value is a sum or a mean of multiples of another one."""
+    for one in (factor.value for factor in _factors(value) if isinstance(factor.value, fx.Node) and not factor.divides):
+        above = one.args[0] if one.target in _MEANS else None
+        if isinstance(above, fx.Node) and [factor.value for factor in _factors(above)].count(base) == 1:
+            return True
+    return False
+
+
+_MEANS = {aten.mean.dim, aten.sum.dim_IntList}
+
+
+def _sign(term: _Term) -> int:
+    steps = [step for step in term.steps if isinstance(step, Factor)]
+    return prod(factor.sign for factor in (*_factors(term.value), *steps))
 
 
 def _factors_in(factor: Factor) -> Iterator[Factor]:

@@ -230,14 +230,16 @@ def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ..
 
     def goes_on_beside(one: Sequence[Join], other: Sequence[Join]) -> bool:
         """The one adds what the other has made, and later on what that has made by then; or does so once, where the
-        other starts apart, and is no branch of a point. What every layer adds alike is a condition.
+        other starts apart, and is no branch of a point, nor passes the one with which this starts. What every layer
+        adds alike is a condition.
         """
         made = {join.node: join for join in other}
         given = [node for join in one for node in join.injections if node in flow]
         given += [each.node for join in one for each in join.branches if each.region.entry is not join.fork]
         read = (gates(flow, operand, made) for operand in given)
         added = [node for nodes in read if len(nodes) == 1 for node in nodes]
-        once = len(added) == 1 and not flow.depends(other[0].fork, one[0].fork)
+        apart = not flow.depends(other[0].fork, one[0].fork) and all(join.fork is not one[0].fork for join in other)
+        once = len(added) == 1 and apart
         return once or len(set(added)) > 1
 
     pairs = [

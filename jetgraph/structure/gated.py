@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import fx
 
@@ -10,11 +11,19 @@ from jetgraph.export.inner_products import sums
 from jetgraph.jets.registry import bind
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.dimensions import follow
-from jetgraph.structure.images import affine_history, factored, gated_history, held_image, is_of_several, same_size
-from jetgraph.structure.lines import Found, depending, is_given, line_to, weighing
+from jetgraph.structure.images import (
+    affine_history,
+    factored,
+    fills,
+    gated_history,
+    held_image,
+    is_of_several,
+    same_size,
+)
+from jetgraph.structure.lines import Found, branch_over, depending, is_given, line_to, weighing
 from jetgraph.structure.operators import aten, mixes, packet_of
 from jetgraph.structure.regions import Join
-from jetgraph.structure.sums import KEEPING, Sum, flattened, gated_over
+from jetgraph.structure.sums import KEEPING, Sum, flattened, gated_over, join_over
 
 
 def gated_join(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: Found) -> Join | None:
@@ -24,7 +33,8 @@ def gated_join(flow: Dataflow, total: Sum, flowing: Sequence[fx.Node], by_node: 
     y is an earlier point of the stream, which is weighed with the others then.
     """
     best: Join | None = None
-    for skip in flowing:
+    # One value for many places is no stream through them, with a gate as without.
+    for skip in (operand for operand in flowing if fills(operand, total.node)):
         others = [operand for operand in flowing if operand is not skip]
         for fork, held in gated_history(flow, skip):
             whole = same_size(fork, skip) and not _is_piece(flow, fork, skip, held)
@@ -97,8 +107,8 @@ def _is_piece(flow: Dataflow, fork: fx.Node, skip: fx.Node, held: tuple[fx.Node,
 
 
 def with_projection_held(flow: Dataflow, total: Sum, join: Join) -> Join:
-    """The join with what its fork has along directions as a part of its skip, if that is added to the fork first, as
-    normal form writes it: (h − ⟨u(h), h⟩ u(h)) + f(h).
+    """The join with what its fork has along directions, or in common, as a part of its skip, if that is added to the
+    fork first, as normal form writes it: (h − ⟨u(h), h⟩ u(h)) + f(h), (h − a mean(h)) + f(h).
     """
     if join.skip is None or join.kind not in KEEPING:
         return join
@@ -106,17 +116,61 @@ def with_projection_held(flow: Dataflow, total: Sum, join: Join) -> Join:
     others = [branch.region for branch in join.branches if branch.node not in images]
     for add in total.adds[:-1]:
         if {*flattened(flow, add, ()).operands} == {join.skip.exit, *images} and images and others:
-            opened = flattened(flow, total.node, {add})
+            opened = flattened(flow, total.node, {add, *total.operands})
+            whole = flow.region(join.fork, add)
+            if whole.affine:
+                return join_over(opened, "projection", whole, join.fork, others)
             held = held_image(flow, add, (join.fork,)) or ()
             return gated_over(flow, opened, join.fork, add, held, others)
     return join
 
 
+def is_centred(flow: Dataflow, join: Join) -> bool:
+    """All that a join adds is a mean of its fork over places or features, taken away from each: with the weights
+    held, that is a map, as in a norm, whatever the weights are made of.
+    """
+    return (
+        join.kind in KEEPING
+        and bool(join.branches)
+        and all(
+            packet_of(branch.node) is aten.neg
+            and not fills(branch.node, join.node)
+            and _is_along(flow, branch.node, join.fork)
+            for branch in join.branches
+        )
+    )
+
+
+def with_one_layer(flow: Dataflow, total: Sum, join: Join) -> Join:
+    """The join with one branch for what a sum of its own makes of one value that a layer gave, by factors and means:
+    b (f − mean f) + a mean f.
+    """
+    others = {branch.node for branch in join.branches if branch.region.entry is join.fork}
+    for add in reversed(total.adds[:-1]):
+        made = {*flattened(flow, add, total.operands).operands}
+        if not made <= others or add not in flow:
+            continue
+        given = flow.bottleneck(add, join.fork)
+        while given in total.adds:
+            given = flow.bottleneck(given, join.fork)
+        if given is None or given in (join.fork, *made) or not any(map(mixes, flow.between(join.fork, given))):
+            continue
+        if held_image(flow, add, (given,)) is None:
+            continue
+        total = flattened(flow, total.node, {add, *total.operands})
+        others -= made
+        kept = [branch for branch in join.branches if branch.node not in made]
+        branches = (*kept, branch_over(flow.region(join.fork, add)))
+        join = replace(join, branches=branches, operands=total.operands, adds=total.adds)
+    return join
+
+
 def _is_along(flow: Dataflow, node: fx.Node, fork: fx.Node) -> bool:
-    """A value is a sum over places or features of a fork with factors, put back along a direction: affine in the fork
-    with these held."""
+    """A value is a sum over places or features of a fork with factors, put back along a direction, or a mean: affine in
+    the fork with these held.
+    """
     held = held_image(flow, node, (fork,))
-    return bool(held) and any(map(sums, flow.between(fork, node, held)))
+    return held is not None and any(sums(one) or packet_of(one) is aten.mean for one in flow.between(fork, node, held))
 
 
 def from_before_gate(flow: Dataflow, join: Join, by_node: Found) -> Join:

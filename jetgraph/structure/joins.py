@@ -17,7 +17,14 @@ from torch import fx
 
 from jetgraph.jets.registry import nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.gated import from_before_gate, gated_ahead, gated_join, with_projection_held
+from jetgraph.structure.gated import (
+    from_before_gate,
+    gated_ahead,
+    gated_join,
+    is_centred,
+    with_one_layer,
+    with_projection_held,
+)
 from jetgraph.structure.images import affine_past, fills, keeps_channels, same_size, widest
 from jetgraph.structure.lines import (
     Found,
@@ -34,7 +41,7 @@ from jetgraph.structure.lines import (
 )
 from jetgraph.structure.operators import IDENTITY, SCALES, SOFTMAX, aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.places import bounds, reads_elsewhere
-from jetgraph.structure.regions import Join
+from jetgraph.structure.regions import Join, Region
 from jetgraph.structure.sums import KEEPING, Sum, flattened, gated_over, is_sum, join_over
 from jetgraph.structure.unskipped import behind_points, beside_line, points_passed, without_skip
 
@@ -88,11 +95,22 @@ def is_inside(inner: Join, outer: Join) -> bool:
     return (
         inner.node is not outer.node
         and any(
-            inner.node in region.node_set and (inner.fork in region.node_set or inner.fork is outer.fork)
+            inner.node in region.node_set
+            and (inner.fork in region.node_set or inner.fork is outer.fork or _starts_row(inner, region))
             for region in outer.inside
         )
         and _leads_only_to(inner.node, outer)
     )
+
+
+def _starts_row(join: Join, region: Region) -> bool:
+    """The branch starts where the join forks, at an earlier point that this keeps as it is, and ends in a sum: it is a
+    row of joins.
+    """
+    end: Any = region.exit
+    while packet_of(end) in IDENTITY | SCALES:
+        end = end.args[0]
+    return join.fork is region.entry and join.kind in KEEPING and packet_of(end) is aten.add
 
 
 def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
@@ -105,36 +123,45 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     """
     holders = [other for other in by_node.values() if other is not join and _holds(other, join.node)]
     inside = [other for other in holders if _leads_only_to(join.node, other)]
-    apart = any(not _holds(other, join.fork) for other in inside) and all(
-        other.fork is not join.fork for other in inside
-    )
+    outside = any(not _holds(other, join.fork) for other in inside)
+    apart = outside and all(other.fork is not join.fork for other in inside)
     # What reads another point than the fork comes from there, by factors of its own.
     elsewhere = {branch.node: branch.region.entry for branch in join.branches if branch.region.entry is not join.fork}
     operands = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
     added = [elsewhere.get(node, node) for node in operands]
-    given = any(not any(_holds(other, node) for node in added) for other in inside)
+    given = any(not any(_holds(other, node) or _starts(other, join, node) for node in added) for other in inside)
     steers = bool(holders) and (only_steers(join.node, SOFTMAX | _GATES) or _is_weighed_up(join.node))
-    # A norm of the stream beside another point, for a layer of the branch to read, is nothing that a stream goes on in.
+    # A norm of the stream beside another point, for a layer of the branch to read, is nothing that a stream goes on in;
+    # the norm of a line inside the branch is, as where a level comes back from below.
     nothing = join.kind == "none" and not any(mixes(node) for each in join.branches for node in each.region.nodes)
-    return (apart and not is_point(flow, join.fork, by_node)) or given or steers or (nothing and bool(inside))
+    return (apart and not is_point(flow, join.fork, by_node)) or given or steers or (nothing and outside)
 
 
 _GATES = {aten.sigmoid, aten.hardsigmoid}
 
 
 def only_steers(node: fx.Node, by: Collection[Any] = frozenset(SOFTMAX)) -> bool:
-    """Every way from a node, through layout, factors, masks and further sums, ends at one of these."""
+    """Every way from a node, through layout, factors, masks, activations and further sums, ends at one of these, or at
+    a softmax that is written out, e / Σ e, be it over the neighbours of a node.
+    """
     seen, stack = {node}, [node]
     while stack:
         for user in readers(stack.pop()):
             packet = packet_of(user)
-            if packet in by or user in seen:
+            if packet in by or user in seen or _is_weight(user):
                 continue
             if packet not in IDENTITY | SCALES | _MASKING:
                 return False
             seen.add(user)
             stack.append(user)
     return True
+
+
+def _is_weight(node: fx.Node) -> bool:
+    """The exponential that a softmax which is written out divides by a sum of it."""
+    return packet_of(node) is aten.exp and any(
+        packet_of(user) is aten.div and user.args[0] is node for user in readers(node)
+    )
 
 
 def _is_weighed_up(node: fx.Node) -> bool:
@@ -156,11 +183,20 @@ def _is_weighed_up(node: fx.Node) -> bool:
 _LAYERS = {aten.linear, aten.addmm, aten.mm}
 
 
-_MASKING = {aten.add, aten.masked_fill, aten.where, aten.clamp, aten.slice}
+_MASKING = {
+    aten.add, aten.masked_fill, aten.where, aten.clamp, aten.slice, aten.leaky_relu, aten.leaky_relu_, aten.tanh,
+    aten.amax, aten.scatter_reduce, aten.scatter_reduce_, aten.index_select, aten.index,
+}  # fmt: skip
+"""What scores pass on their way to a softmax: masks, activations, and the largest of them, which is taken away."""
 
 
 def _holds(join: Join, node: fx.Node) -> bool:
     return any(node in region.node_set for region in join.inside)
+
+
+def _starts(join: Join, inner: Join, node: fx.Node) -> bool:
+    """A branch starts at a value, and holds another join, fork and sum: the value is an earlier point of its line."""
+    return any(region.entry is node and {inner.node, inner.fork} <= region.node_set for region in join.inside)
 
 
 def _leads_only_to(node: fx.Node, join: Join) -> bool:
@@ -197,7 +233,11 @@ def _summed(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:
     while True:
         total = flattened(flow, node, closed)
         join = _joined(flow, total, by_node)
-        join = join and with_projection_held(flow, total, join)
+        if join is not None:
+            if is_centred(flow, join):
+                return None
+            join = with_projection_held(flow, total, join)
+            join = with_one_layer(flow, Sum(join.node, join.operands, join.adds), join)
         if join is not None and join.kind == "gated":
             by_node = _unheld(join, by_node)
         moved = join and along(flow, join, by_node)

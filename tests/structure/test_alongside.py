@@ -937,3 +937,48 @@ def test_numbers_that_are_added_to_a_stream_stay(way: str) -> None:
     other = torch.randn(3, 5, 3, dtype=torch.float64)
     assert distance(graph(other), net(other)) < EXACT
     assert check_values(subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)) >= 4
+
+
+class Meaned(nn.Module):
+    """Rows of layers from one point, of which each adds to a value of its own, are added up or averaged, at each level.
+
+    As in HiFi-GAN, whose levels are joined by a map and an affine layer.
+    """
+
+    def __init__(self, rows: int, depth: int, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.start, self.head = nn.Linear(3, WIDTH), nn.Linear(WIDTH, 2)
+        self.ups = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.levels = nn.ModuleList(
+            nn.ModuleList(nn.ModuleList(PreNorm(WIDTH).mlp for _ in range(depth)) for _ in range(rows))
+            for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.start(x)
+        for up, rows in zip(self.ups, self.levels, strict=True):
+            h = up(torch.tanh(h))
+            made = []
+            for row in rows:
+                z = h
+                for layer in row:
+                    z = z + layer(z)
+                made.append(z)
+            h = sum(made[1:], made[0])
+            h = {"sum": h, "mean": h / len(made), "norm": F.layer_norm(h, (WIDTH,))}[self.way]
+        return self.head(h)
+
+
+@pytest.mark.parametrize(("rows", "depth", "way"), [(2, 3, "mean"), (3, 2, "sum"), (2, 2, "norm")])
+@torch.no_grad()
+def test_rows_that_start_at_one_point_are_a_line_and_branches(rows: int, depth: int, way: str) -> None:
+    torch.manual_seed(0)
+    net, x = Meaned(rows, depth, way).eval().double(), torch.randn(2, 4, 3, dtype=torch.float64)
+    graph = jg.trace(net, x)
+    assert len(graph.streams) == 1
+    # The last row is the line, to which its last layer and the rows before are added at once.
+    assert [join.depth for join in graph.stream.joins] == [0] * 3 * depth
+    assert [len(join.branches) for join in graph.stream.joins] == [*[1] * (depth - 1), 2] * 3
+    assert len(graph.joins) == 3 * depth * rows
+    assert check_values(subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)) >= 4

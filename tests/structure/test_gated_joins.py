@@ -700,3 +700,40 @@ def test_the_first_layer_reads_the_point_that_rows_are_laid_out_from() -> None:
     new = (1 - torch.sigmoid(z + z2)) * torch.tanh(n + torch.sigmoid(r + r2) * n2)
     value = graph.run(x).through(join.branches[0].region, h)
     assert distance(value.reshape_as(new), new) < EXACT
+
+
+class Pooled(nn.Module):
+    """Two layers, and a head over the mean and the deviation of all places, weighed by attention or by gates."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(2))
+        self.weights = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for layer in self.layers:
+            h = h + layer(h)
+        scores = self.weights(h)
+        if self.way == "softmax":
+            weights = torch.softmax(scores, 1)
+        elif self.way == "one for all":
+            weights = torch.softmax(scores.mean(-1, keepdim=True), 1)
+        else:
+            weights = torch.sigmoid(scores) / torch.sigmoid(scores).sum(1, keepdim=True)
+        mean = (weights * h).sum(1)
+        deviation = (weights * (h - mean.unsqueeze(1)).square()).sum(1).clamp(1e-6).sqrt()
+        return self.head(torch.cat([mean, deviation], -1))
+
+
+@pytest.mark.parametrize("way", ["softmax", "one for all", "gates"])
+@torch.no_grad()
+def test_what_is_centred_by_a_weighed_mean_is_no_join(way: str) -> None:
+    torch.manual_seed(0)
+    net, x = Pooled(way).eval().double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    graph = jg.trace(net, x)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0)] * 2
+    assert len(graph.stream.joins) == 2
+    assert check_values(subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)) >= 2

@@ -5,6 +5,7 @@ and conditions that every layer is given.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -456,3 +457,80 @@ def test_windows_are_no_level(size: int) -> None:
     graph = jg.trace(Windows(size).eval(), torch.randn(3, 4, 8))
     assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0), ("identity", 1), ("identity", 0)] * 2
     assert len(graph.streams) == 1
+
+
+class PlainBetween(nn.Module):
+    """A U-net with plain layers between levels, so that what is below is code of a branch, with joins nested in it.
+
+    Levels are normed, laid side by side or added up, and the one between is read by a second way up, as in a UNet++.
+    """
+
+    def __init__(self, normed: bool, again: bool, summed: bool) -> None:
+        super().__init__()
+        self.normed, self.again, self.summed = normed, again, summed
+        self.stem = nn.Conv1d(3, 4, 1)
+        self.blocks = nn.ModuleList(block(4) for _ in range(3))
+        self.down = nn.ModuleList(nn.Sequential(nn.Conv1d(4, 4, 2, stride=2), nn.SiLU()) for _ in range(2))
+        merged = (4, 4, 4) if summed else (8, 12 if again else 8, 8)
+        self.merge = nn.ModuleList(nn.Sequential(nn.Conv1d(size, 4, 1), nn.SiLU()) for size in merged)
+        self.head = nn.Conv1d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        levels: list[Tensor] = []
+        for at, inner in enumerate(self.blocks):
+            h = self.down[at - 1](h) if at else h
+            h = h + inner(h)
+            h = F.group_norm(h, 2) if self.normed else h
+            levels.append(h)
+        first, second, third = levels
+        below = self.merge[0](self.beside(up(third), second))
+        if self.again:
+            first = self.beside(self.merge[2](self.beside(up(second), first)), first)
+        return self.head(self.merge[1](self.beside(up(below), first)))
+
+    def beside(self, *levels: Tensor) -> Tensor:
+        return sum(levels[1:], levels[0]) if self.summed else torch.cat(levels, 1)
+
+
+class Branched(nn.Module):
+    """A branch that is a U-net, whose largest level is the stream's own value."""
+
+    def __init__(self, normed: bool, summed: bool) -> None:
+        super().__init__()
+        self.normed, self.summed = normed, summed
+        self.stem, self.head = nn.Conv1d(3, 4, 1), nn.Conv1d(4, 2, 1)
+        self.blocks = nn.ModuleList(block(4) for _ in range(3))
+        self.down = nn.ModuleList(nn.Conv1d(4, 4, 2, stride=2) for _ in range(2))
+        self.merge = nn.ModuleList(nn.Sequential(nn.Conv1d(4 if summed else 8, 4, 1), nn.SiLU()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        h = h + self.blocks[2](h)
+        for inner, down, merge in zip(self.blocks, self.down, self.merge, strict=False):
+            below = down(h)
+            below = below + inner(below)
+            below = up(F.group_norm(below, 2) if self.normed else below)
+            h = h + merge(below + h if self.summed else torch.cat([below, h], 1))
+        return self.head(h)
+
+
+@pytest.mark.parametrize(
+    ("make", "joins"),
+    [
+        (partial(PlainBetween, normed=True, again=False, summed=False), 5),
+        (partial(PlainBetween, normed=True, again=False, summed=True), 5),
+        (partial(PlainBetween, normed=False, again=True, summed=False), 6),
+        (partial(PlainBetween, normed=True, again=True, summed=True), 6),
+        (partial(Branched, normed=False, summed=False), 7),
+        (partial(Branched, normed=True, summed=False), 7),
+        (partial(Branched, normed=False, summed=True), 7),
+        (partial(Branched, normed=True, summed=True), 7),
+    ],
+)
+def test_levels_that_come_back_inside_a_branch_have_their_joins(make: Callable[[], nn.Module], joins: int) -> None:
+    torch.manual_seed(0)
+    net, x = make().eval().double().requires_grad_(False), torch.randn(2, 3, 8).double()
+    graph = jg.trace(net, x)
+    assert len(graph.joins) == joins
+    assert check_values(subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)) >= 5

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import jetgraph as jg
@@ -242,3 +243,42 @@ def test_attention_over_neighbours_has_heads(how: str) -> None:
     # Which keys a query sees is no table of positions here, and nothing is made up for one.
     with pytest.raises(jg.InputError, match="attention"):
         jg.attention_patterns(graph, x)
+
+
+class Additive(Attention):
+    """Scores that are sums of what layers make of keys, and of queries, with an activation before the softmax."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__("index_add")
+        self.how = how
+        self.of_keys = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
+        self.of_queries = nn.Linear(WIDTH, 1)
+
+    def branch(self, h: Tensor) -> Tensor:
+        keys, queries = self.of_keys(h), self.of_queries(h)
+        if self.how == "neighbours":
+            scores = F.leaky_relu(keys[self.source] + queries[self.target])
+            largest = scores.new_zeros(len(h), 1).scatter_reduce(0, self.target[:, None], scores, "amax")
+            weights = (scores - largest[self.target]).exp()
+            total = weights.new_zeros(len(h), 1).index_add(0, self.target, weights)
+            weights = weights / (total.index_select(0, self.target) + 1e-9)
+            made = weights * self.value(h)[self.source]
+            return self.out(torch.zeros_like(h).index_add(0, self.target, made))
+        scores = F.leaky_relu(keys.T + queries)
+        if self.how == "softmax":
+            weights = torch.softmax(scores, -1)
+        else:
+            weights = (scores - scores.amax(-1, keepdim=True)).exp()
+            weights = weights / weights.sum(-1, keepdim=True)
+        return self.out(weights @ self.value(h))
+
+
+@pytest.mark.parametrize("how", ["neighbours", "softmax", "written out"])
+@torch.no_grad()
+def test_a_sum_of_scores_is_no_join(how: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(Additive(how), Additive(how), nn.Linear(WIDTH, 2)).double().eval()
+    x = torch.randn(4, WIDTH).double()
+    graph = jg.trace(net, x)
+    assert [(join.kind, join.depth, len(join.branches)) for join in graph.joins] == [("identity", 0, 1)] * 2
+    assert check_values(subject(graph, {"input": x}, {"input": x.flip(0)}, torch.float64)) >= 2
