@@ -13,12 +13,13 @@ from dataclasses import replace
 from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
-from jetgraph.jets.registry import readers
+from jetgraph.export.factors import is_nothing
+from jetgraph.jets.registry import nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import RANK, affine_history, affine_past, factored, same_size, widest
 from jetgraph.structure.kinds import branch_kind
 from jetgraph.structure.levels import Level, level
-from jetgraph.structure.operators import is_mixing, mixes
+from jetgraph.structure.operators import aten, is_mixing, mixes, packet_of
 from jetgraph.structure.regions import Branch, Join, Region
 
 Found = Mapping[fx.Node, Join]
@@ -252,7 +253,7 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
         plainer or again or _puts_beside(flow, join, line, ends) or _reads_several(flow, join, line, before, by_node)
     )
     summed = summed and _leads_only_to(flow, line[-1].node, join)
-    if not summed and not _is_level(flow, join, line, by_node):
+    if not summed and not _is_level(flow, join, line, ends, by_node):
         return join
     start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
     # A norm at the end of a round is a map of the stream.
@@ -409,10 +410,13 @@ def _start(flow: Dataflow, node: fx.Node, of: fx.Node, by_node: Found) -> fx.Nod
     return end.fork
 
 
-def _is_level(flow: Dataflow, join: Join, line: Sequence[Join], by_node: Found) -> bool:
+def _is_level(flow: Dataflow, join: Join, line: Sequence[Join], ends: Sequence[fx.Node], by_node: Found) -> bool:
     """The line works at another number of places than what is around it, as the next level of a pyramid: what comes
-    back from there is where the stream is, and the fork is an earlier point of it.
+    back from there is where the stream is, and the fork is an earlier point of it. What takes the place of a part of
+    the fork, as a class token that has attended, is no level.
     """
+    if _is_for_part(flow, join, line[-1].node, ends):
+        return False
     beside = [join.skip] if join.skip else [region for region in join.inside if line[-1].node not in region.node_set]
     around = {made} if (made := _level_above(flow, join.fork)) is not None else set()
     # A state may have pieces of different levels, as nodes and edges.
@@ -428,6 +432,14 @@ def _is_level(flow: Dataflow, join: Join, line: Sequence[Join], by_node: Found) 
         if around and below and around.isdisjoint(below):
             return True
     return False
+
+
+def _is_for_part(flow: Dataflow, join: Join, end: fx.Node, operands: Sequence[fx.Node]) -> bool:
+    """What is made of the end of a line takes the place of a part of the fork, or is added to one."""
+    if join.concatenates:
+        return same_size(join.fork, join.node)
+    way = (node for operand in operands for node in flow.between(end, operand))
+    return any(packet_of(node) is aten.cat and any(map(is_nothing, nodes_in(node.args[:1]))) for node in way)
 
 
 def _puts_beside(flow: Dataflow, join: Join, line: Sequence[Join], ends: Sequence[fx.Node]) -> bool:

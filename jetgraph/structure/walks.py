@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 from torch import fx
 
@@ -67,6 +68,10 @@ class Walk:
         return (*self.start, *(node for step in self.steps for node in step.state))
 
 
+Beginning = tuple[fx.Node, tuple[fx.Node, ...], Step]
+"""A place, the values there that go on, and the step from these."""
+
+
 def walks_over(flow: Dataflow, group: Sequence[Join], outside: Collection[fx.Node]) -> Iterator[Walk]:
     """Walks from state to state over the joins of a group, one after the other."""
     first = min(flow.positions[join.fork] for join in group)
@@ -74,6 +79,7 @@ def walks_over(flow: Dataflow, group: Sequence[Join], outside: Collection[fx.Nod
     cuts = _cuts(flow, flow.nodes[first : last + 1], outside)
     ends = [node for node in cuts if is_whole_sum(node)]
     joined = {join.node for join in group}
+    begun = False
     while ends:
         walk = _walk(flow, cuts, ends, joined)
         if walk is None:
@@ -84,7 +90,11 @@ def walks_over(flow: Dataflow, group: Sequence[Join], outside: Collection[fx.Nod
         past = flow.positions[walk.steps[-1].at]
         # One step alone that adds splits a value into branches, unless what it starts from is there already.
         first, *further = _adding(walk) or walk.steps
-        if (further or (len(walk.start) > 1 and all(each.branches for each in first.nexts))) and not is_one:
+        several = further or (len(walk.start) > 1 and all(each.branches for each in first.nexts))
+        # Further on, what is made of one value while it goes on is code of a branch, as a class token that attends.
+        nested = begun and any(flow.depends(*pair) for pair in permutations(walk.start, 2))
+        if several and not is_one and not nested:
+            begun = True
             yield walk
         cuts = {node: live for node, live in cuts.items() if flow.positions[node] >= past}
         ends = [node for node in ends if flow.positions[node] > past]
@@ -191,7 +201,7 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collectio
         ]
         if not beginnings:
             continue
-        at, start, step = min(beginnings, key=lambda one: (len(one[1]) != len(one[2].nexts), len(one[1])))
+        at, start, step = _settled(flow, beginnings)
         walk = Walk(at, start, _left(flow, start, tuple(_steps(flow, cuts, ends, joined, step))))
         if _loses(walk) or lying(walk.values) is None:
             other = other or walk
@@ -200,6 +210,24 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collectio
         else:
             grown = grown or walk
     return grown or other
+
+
+def _settled(flow: Dataflow, beginnings: Sequence[Beginning]) -> Beginning:
+    """Of several beginnings with as few values the first one, or a later one that has an affine image of each of its
+    values: what comes in up to there, as positions and a class token do, is added by no layer.
+    """
+
+    def number(one: Beginning) -> tuple[bool, int]:
+        return len(one[1]) != len(one[2].nexts), len(one[1])
+
+    chosen, *others = (one for one in beginnings if number(one) == min(map(number, beginnings)))
+    for other in others:
+        way = way_from(flow, chosen[1], other[1])
+        inside = {*chosen[1], *way}
+        apart = all(sum(flow.depends(node, before) for before in chosen[1]) == 1 for node in other[1])
+        if apart and not any(map(mixes, way)) and all(flow.affine(node, inside) for node in way):
+            chosen = other
+    return chosen
 
 
 def _loses(walk: Walk) -> bool:

@@ -982,3 +982,102 @@ def test_rows_that_start_at_one_point_are_a_line_and_branches(rows: int, depth: 
     assert [len(join.branches) for join in graph.stream.joins] == [*[1] * (depth - 1), 2] * 3
     assert len(graph.joins) == 3 * depth * rows
     assert check_values(subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)) >= 4
+
+
+class Towers(nn.Module):
+    """Towers of tokens, each of its own width and length, with a class token and positions: all layers of one before
+    those of the next, and then class tokens that attend to what the next tower has.
+    """
+
+    widths: tuple[int, ...] = (6, 8)
+
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__()
+        number = len(self.widths)
+        self.starts = nn.ModuleList(nn.Linear(3, width) for width in self.widths)
+        self.tokens = nn.ParameterList(torch.randn(1, 1, width) for width in self.widths)
+        self.positions = nn.ParameterList(torch.randn(1, 5 - at, width) for at, width in enumerate(self.widths))
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(nn.Sequential(nn.LayerNorm(width), PreNorm(width).mlp) for width in self.widths)
+            for _ in range(2 * depth)
+        )
+        self.norms = nn.ModuleList(nn.ModuleList(nn.LayerNorm(width) for width in self.widths) for _ in range(depth))
+        pairs = [(self.widths[at], self.widths[(at + 1) % number]) for at in range(number)]
+        self.read = nn.ModuleList(
+            nn.ModuleList(
+                nn.MultiheadAttention(one, 2, kdim=other, vdim=other, batch_first=True) for one, other in pairs
+            )
+            for _ in range(depth)
+        )
+        self.heads = nn.ModuleList(nn.Linear(width, 4) for width in self.widths)
+
+    def exchanged(self, level: int, state: list[Tensor]) -> list[Tensor]:
+        """Each class token with what it reads of the next tower's other tokens."""
+        made = []
+        for at, read in enumerate(self.read[level]):
+            patches = state[(at + 1) % len(state)][:, 1:]
+            token = state[at][:, :1]
+            made.append(torch.cat([token + read(token, patches, patches, need_weights=False)[0], state[at][:, 1:]], 1))
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = []
+        for at, (start, token) in enumerate(zip(self.starts, self.tokens, strict=True)):
+            tokens = torch.cat([token.expand(x.shape[0], -1, -1), start(x[:, at:])], 1)
+            state.append(tokens + self.positions[at])
+        for level, norms in enumerate(self.norms):
+            for at, norm in enumerate(norms):
+                for block in self.blocks[2 * level : 2 * level + 2]:
+                    state[at] = state[at] + block[at](state[at])
+                state[at] = norm(state[at])
+            state = self.exchanged(level, state)
+        return sum(head(h[:, 0]) for head, h in zip(self.heads, state, strict=True))
+
+
+class ThreeTowers(Towers):
+    widths = (6, 8, 4)
+
+
+class Exchanged(Towers):
+    """Class tokens in the other tower's width, to which what they read there is added; they come back by a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        one, other = self.widths
+        self.there = nn.ModuleList((nn.Linear(one, other), nn.Linear(other, one)))
+        self.back = nn.ModuleList((nn.Linear(other, one), nn.Linear(one, other)))
+        self.layers = nn.ModuleList(nn.MultiheadAttention(width, 2, batch_first=True) for width in (other, one))
+
+    def exchanged(self, level: int, state: list[Tensor]) -> list[Tensor]:
+        made = []
+        for at in range(2):
+            token = self.there[at](F.gelu(state[at][:, :1]))
+            whole = torch.cat([token, state[1 - at][:, 1:]], 1)
+            token = token + self.layers[at](token, whole, whole, need_weights=False)[0]
+            made.append(torch.cat([self.back[at](F.gelu(token)), state[at][:, 1:]], 1))
+        return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "joins", "inner"),
+    [
+        (Towers, [["mlp"]] * 4 + [["attn"] * 2], 0),
+        (ThreeTowers, [["mlp"]] * 6 + [["attn"] * 3], 0),
+        (Exchanged, [["mlp"]] * 4 + [["attn", "attn"]], 2),
+    ],
+)
+@torch.no_grad()
+def test_towers_that_exchange_class_tokens(kind: type[Towers], joins: list[list[str]], inner: int) -> None:
+    torch.manual_seed(0)
+    net = kind().eval().double()
+    x = torch.randn(2, 4, 3, dtype=torch.float64)
+    graph = jg.trace(net, x)
+    assert len(graph.streams) == 1
+    assert [[branch.kind for branch in join.branches] for join in graph.stream.joins] == 2 * joins
+    assert len(graph.joins) - len(graph.stream.joins) == 2 * inner
+    assert not any(join.injections for join in graph.stream.joins)
+    given = subject(graph, {"x": x}, {"x": torch.randn_like(x)}, torch.float64)
+    assert check_values(given) >= 2 * len(joins)
+    check_slopes(given)
+    other = torch.randn(3, 4, 3, dtype=torch.float64)
+    assert distance(graph(x=other), net(other)) < EXACT

@@ -880,8 +880,9 @@ NETS: dict[str, Net] = {
     ),
     "crossvit": _net(
         "crossvit.CrossVit",
-        8,
-        "2 branches: attention, mlp; 2 times attention of a class token to the other branch, and that put in its place",
+        9,
+        "2 branches: attention, mlp; 2 times attention of a class token to the other branch, and that put in "
+        "its place; the sum of two heads (8 at first: without the heads)",
         img_size=32,
         patch_size=(8, 16),
         embed_dim=(16, 24),

@@ -155,9 +155,9 @@ _OTHERS: dict[str, Net] = {
     "cross_vit": _net(
         "cross_vit",
         "CrossViT",
-        6,
-        "2 levels: two towers side by side, a block each, which are 2 joins of two branches, and "
-        "class tokens that read the other tower, one join",
+        13,
+        "2 levels: two towers side by side, a block each and a class token that reads the other tower, 3 joins each; "
+        "the sum of two heads (6 at first: with layers of both towers as one join, and without the heads)",
         {
             "image_size": 16,
             "num_classes": 5,
