@@ -28,6 +28,7 @@ from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_folder
 from jetgraph.views.picture import PICTURES, draw
+from jetgraph.views.tree import of_parameters
 
 if TYPE_CHECKING:
     from jetgraph.algebra.expansion import Expansion
@@ -146,7 +147,8 @@ def inspect(
     console = terminal.console()
     console.print(Text(str(graph)), soft_wrap=True)
     console.print()
-    console.print(f"parameters  {loaded.parameters:,} of {loaded.dtype} on {loaded.device}", highlight=False)
+    said = of_parameters(loaded.parameters, graph.traced.parameters, f"of {loaded.dtype} on {loaded.device}")
+    console.print(Text(f"parameters  {said}"), soft_wrap=True)
     console.print(f"time        load {loading:.1f} s, trace {tracing:.1f} s", highlight=False)
     rows = [(recipe, *(big(int(number)) for number in numbers.values())) for recipe, numbers in counts.items()]
     console.print(terminal.Columns(("terms", *(f"order {order}" for order in ORDERS)), rows))
@@ -168,6 +170,7 @@ def _described(
         "model": loaded.name,
         "class": loaded.facts.kind if loaded.graph is None else graph.title,
         "parameters": loaded.parameters,
+        "parameters_read": graph.traced.parameters,
         "output": graph.traced.output_name,
         "inputs": {name: list(shape) for name, shape in graph.traced.input_shapes.items()},
         "dynamic": graph.traced.dynamic,

@@ -118,6 +118,7 @@ def test_inspect_json(traced_once):
     assert facts["terms"]["exhaustive"] == {"0": "256", "1": "512", "2": "768"}
     assert facts["replay"]["error"] == 0
     assert facts["parameters"] == sum(p.numel() for p in load("demo:llama").model.parameters())
+    assert facts["parameters_read"] == facts["parameters"]
 
 
 def test_inspect_meta_needs_no_weights(tmp_path):
