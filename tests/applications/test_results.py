@@ -263,6 +263,27 @@ def test_tables_for_other_programs(name: str, tmp_path: pathlib.Path) -> None:
     assert not any(re.search(r"(?<!\\)[_%$#]", row) for row in rows)
 
 
+def test_counts_are_read_by_thousands_and_written_in_digits(tmp_path: pathlib.Path) -> None:
+    """Also those that no whole number of a file holds; positions and ids are no counts."""
+    data = {"position": [1234], "token id": [50256], "paths": [str(12345)], "edges": [2**60], "value": [0.5]}
+    table = Table("a", data, counts=("paths", "edges"))
+    told = "1234      50256     12,345  2^60 ≈ 1.15e+18  0.5"
+    assert told in repr(table)
+    assert told in repr(table.top(1))
+    assert all(f"<td>{text}</td>" in table._repr_html_() for text in ("50256", "12,345"))
+    assert "| 12,345 |" in table.save(tmp_path / "a.md").read_text()
+    tex = table.save(tmp_path / "a.tex").read_text()
+    assert "12,345" in tex
+    assert "{rrrrr}" in tex
+    assert f"1234,50256,12345,{2**60}" in table.save(tmp_path / "a.csv").read_text()
+
+
+def test_counts_of_commands_are_read_by_thousands(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "a.csv"
+    assert "10,000\n" in succeed("spectrum", "demo:llama", "Raise Value", "--heads", "--by", "all", "-o", file)
+    assert file.read_text().splitlines()[1].endswith(",10000")
+
+
 def test_numbers_that_are_none_are_null(tmp_path: pathlib.Path) -> None:
     found = PathDistances(("a", "b"), 3, (Distance("x", float("nan"), float("inf"), 0.5),))
     columns = json.loads(found.save(tmp_path / "a.json").read_text())["columns"]

@@ -114,6 +114,7 @@ class Spectrum(Result):
         return Shown(
             first=("value",) if listed else (),
             keep=lambda row: not isinstance(row["value"], float) or abs(row["value"]) >= least,
+            counts=("paths",),
         )
 
     @property
