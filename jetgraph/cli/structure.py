@@ -373,8 +373,8 @@ def _with_chosen_orders(
         chosen = jg.choose_orders(graph, inputs, tolerance=TOLERANCE if tolerance is None else tolerance, **given)
     if rows:
         columns = chosen.columns()
-        cells = zip(*columns.values(), strict=True)
-        terminal.show_end(chosen.title, "", tuple(columns), [tuple(map(cell_text, row)) for row in cells], rows)
+        cells = [tuple(map(cell_text, row)) for row in zip(*columns.values(), strict=True)]
+        terminal.show_end(chosen.title, chosen.note, tuple(columns), cells, rows)
     return chosen.expansion
 
 
@@ -497,6 +497,6 @@ def _evaluate(
         console.print(Text("what sites leave besides their terms, at all positions, as a share of what they give"))
         sites = sorted(terms.remainders.items(), key=lambda item: -item[1].relative)
         told = [(f"{one.relative:.3g}", site, f"{one.norm:.4g}", f"{one.size:.4g}") for site, one in sites[:rows]]
-        console.print(terminal.Columns(("share", "site", "left", "of"), told))
+        console.print(terminal.Columns(("share", "site", "remainder", "of"), told))
     console.print(Text(f"check       terms + {left} against the model called by itself: max error {error:.1e}"))
     return terms
