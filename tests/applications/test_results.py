@@ -361,3 +361,22 @@ def test_half_a_character_is_told_where_a_file_cannot_hold_it(tmp_path: pathlib.
             table.save(tmp_path / f"a{suffix}")
     table.save(tmp_path / "a.json")
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_pictures_say_what_they_leave_out(tmp_path: pathlib.Path) -> None:
+    """Of more bars, nodes or classes than there is room for; those that have all say nothing."""
+    many = {"path": [f"a{row}" for row in range(1200)], "value": [1.0 / (1 + row) for row in range(1200)]}
+    for rows, said in ((1200, True), (24, False)):
+        table = Table("a title", {name: cells[:rows] for name, cells in many.items()})
+        assert ("drawn: 24 of 1,200" in table.figure().axes[0].get_title()) is said
+
+    graph = jg.attribute("demo", "Raise Value")
+    (title,) = [axes.get_title() for axes in graph.figure().axes]
+    wanted = r"137 nodes and 976 edges; drawn: the 60 most influential, with 400 edges, which carry .* \(.*%\)"
+    assert re.search(wanted, title), title
+    (title,) = [axes.get_title() for axes in graph.prune(0.5).figure().axes]
+    assert "drawn" not in title
+    sums = jg.spectrum("demo", "Raise Value", by="last attn", split="heads")
+    assert "drawn" not in sums.figure().axes[0].get_title()
+    help_text = " ".join(succeed("attribute", "--help").split())
+    assert "60 most influential nodes" in help_text
