@@ -120,12 +120,7 @@ class Attribution(Result):
     @property
     def title(self) -> str:
         size = f"{amount(len(self.nodes), 'node')} and {amount(len(self.values), 'edge')}"
-        return f"{self.model}: attribution of {self.what}: {self.total:.4g}; {size}{self._share}"
-
-    @property
-    def _share(self) -> str:
-        """What the graph carries, where something was cut."""
-        return "" if self.nodes[-1].role != "rest" else f", which carry {self.carried:.4g} ({self.completeness:.1%})"
+        return f"{self.model}: attribution of {self.what}: {self.total:.4g}; {size}{_share(self)}"
 
     @property
     def note(self) -> str:
@@ -323,10 +318,15 @@ class Attribution(Result):
         told = ""
         if shown is not self:
             nodes = sum(node.role != "rest" for node in shown.nodes)
-            told = f"; drawn: the {nodes} most influential, with {amount(len(edges), 'edge')}{shown._share}"
+            told = f"; drawn: the {nodes} most influential, with {amount(len(edges), 'edge')}{_share(shown)}"
         elif len(edges) < len(self.values):
             told = f"; drawn: the {len(edges):,} widest edges"
         return picture(self.title + told, dag, edges)
+
+
+def _share(graph: Attribution) -> str:
+    """What a graph carries, where something was cut."""
+    return "" if graph.nodes[-1].role != "rest" else f", which carry {graph.carried:.4g} ({graph.completeness:.1%})"
 
 
 def _measured(value: float, total: float, node: Node) -> dict[str, Any]:
