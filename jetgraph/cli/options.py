@@ -252,6 +252,8 @@ def prompt_of(text: str) -> Any:
     ('Raise Value', '@home is', '@')
     """
     held = _held(text)
+    if held == "":
+        raise InputError(f"{'stdin' if text == '-' else quoted(text[1:])} holds no text")
     if held is None and is_file(text):
         raise InputError(f"there is a file {quoted(text)}: @{text} is what it holds, and a space before it the text")
     return _said(text if held is None else held)

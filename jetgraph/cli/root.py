@@ -90,9 +90,17 @@ class _Commands(TyperGroup):
                 inner.params.extend(
                     option for option in _of_loading() if option.name not in names and of_prompts.get(option.name, True)
                 )
-            for parameter in getattr(inner, "params", ()):
+            helping = getattr(inner, "get_help_option", lambda _: None)(ctx)
+            for parameter in (*getattr(inner, "params", ()), *filter(None, [helping])):
                 _say_shortly(parameter)
         return command
+
+    def get_params(self, ctx: Any) -> Any:
+        """Its own parameters."""
+        own = super().get_params(ctx)
+        for parameter in own:
+            _say_shortly(parameter)
+        return own
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Ctrl-C is told by `main`."""

@@ -28,7 +28,6 @@ from jetgraph.files.graphs import GRAPHS
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import is_folder
 from jetgraph.views.picture import PICTURES, draw
-from jetgraph.views.tree import of_parameters
 
 if TYPE_CHECKING:
     from jetgraph.algebra.expansion import Expansion
@@ -147,6 +146,8 @@ def inspect(
     console = terminal.console()
     console.print(Text(str(graph)), soft_wrap=True)
     console.print()
+    from jetgraph.views.tree import of_parameters
+
     said = of_parameters(loaded.parameters, graph.traced.parameters, f"of {loaded.dtype} on {loaded.device}")
     console.print(Text(f"parameters  {said}"), soft_wrap=True)
     console.print(f"time        load {loading:.1f} s, trace {tracing:.1f} s", highlight=False)

@@ -505,6 +505,19 @@ def test_an_unknown_option_is_told_with_those_that_fit(words, says) -> None:
     one_line(invoke(*words), says)
 
 
+def test_a_prompt_that_a_file_does_not_hold_is_told_by_its_name(tmp_path) -> None:
+    file = tmp_path / "no text.txt"
+    file.write_text("\n")
+    one_line(invoke("lens", "demo", f"@{file}"), "no text.txt' holds no text")
+    one_line(invoke("lens", "demo", "-"), "stdin holds no text")
+
+
+def test_what_a_comparison_counts_is_read_by_thousands(tmp_path) -> None:
+    result = invoke("diff", "demo", "demo:llama", "--contexts", "20")
+    assert "102,400 probabilities of each model" in result.stderr
+    assert re.search(r"transformer.wte +81,920\n", result.stdout), result.stdout
+
+
 def test_missing_library_is_told_first(monkeypatch):
     monkeypatch.setattr(jg.loading, "load", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
