@@ -117,7 +117,9 @@ class Selection:
             number = self.count() // 2
             while number > 1 and not TermGraph.count_within(automaton, ListAcceptor(self[:number])):
                 number //= 2
-            raise BudgetError(f"{error}, a list of {self.count()} paths: take the first [:{number}]") from None
+            raise BudgetError(
+                f"{error}, a list of {amount(self.count(), 'path')}: take the first [:{number}]"
+            ) from None
 
     def __repr__(self) -> str:
         shown = [f"  {path}" for path in self[:5]]

@@ -15,8 +15,19 @@ BARS = 24
 """The most bars in a figure."""
 
 
+def drawn(number: int, whole: int) -> str:
+    """How a title ends where the picture has less than the table.
+
+    >>> drawn(24, 1200), drawn(24, 24)
+    ('; drawn: 24 of 1,200', '')
+    """
+    return f"; drawn: {number:,} of {whole:,}" if number < whole else ""
+
+
 def bars(values: Sequence[tuple[str, float]], title: str, label: str) -> Figure:
-    """Horizontal bars of names and values, the first on top; blue, and red below zero."""
+    """Horizontal bars of names and values, the first on top; blue, and red below zero. Of more than `BARS` the title
+    says how many are drawn.
+    """
     from matplotlib.figure import Figure
 
     shown = values[:BARS]
@@ -30,5 +41,6 @@ def bars(values: Sequence[tuple[str, float]], title: str, label: str) -> Figure:
     axes.grid(axis="x", alpha=0.3)
     axes.invert_yaxis()
     axes.set_xlabel(label)
+    title += drawn(len(shown), len(values))
     axes.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=9, parse_math=False)
     return figure

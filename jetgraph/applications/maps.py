@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 MOST = 16
 """Names up to which a list of them is easier to read than a map."""
+
+NAMED = 4
+"""Names of no block up to which a title has all of them."""
 
 _NAME = re.compile(r"L(\d+)\.([^@ ]+?)(?:\.head(\d+))?")
 
@@ -45,6 +48,17 @@ def has_place(name: str) -> bool:
     (True, False)
     """
     return _NAME.fullmatch(name) is not None
+
+
+def without(names: Iterable[str]) -> str:
+    """How a title ends where a map of these has no place for some of them.
+
+    >>> without(["L3.mlp", "embed", "pos"]), without(["L3.mlp"])
+    ('; without embed, pos', '')
+    """
+    others = list(dict.fromkeys(name for name in names if not has_place(name)))
+    told = ", ".join(others) if len(others) <= NAMED else f"{len(others):,} that are of no block"
+    return f"; without {told}" if others else ""
 
 
 def layer_map(values: Mapping[str, float]) -> LayerMap | None:

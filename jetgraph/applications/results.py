@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jetgraph.applications.bars import bars
 from jetgraph.applications.formats import arrow_table, json_text, latex_text, markdown_text
-from jetgraph.errors import InputError, MissingExtraError, check, quoted
+from jetgraph.errors import InputError, MissingExtraError, big, check, quoted
 from jetgraph.files.graphs import GRAPHS, write_graph
 from jetgraph.files.pages import View, view_of
 from jetgraph.files.targets import check_target
@@ -75,6 +75,8 @@ class Shown:
     """Columns of numbers, the largest absolute value of which comes first; the table's own order unless given."""
     end: bool = False
     """Where there is no room for all rows, the last ones are shown, to which the others lead; else the first ones."""
+    counts: tuple[str, ...] = ()
+    """Columns of counts, which people read by thousands; positions and ids are none."""
 
     def names(self, columns: Mapping[str, Sequence[Cell]]) -> list[str]:
         """Columns of a table, without those that have nothing to say of any row."""
@@ -92,6 +94,11 @@ class Shown:
             return list(kept)
         sizes = [[_size(cell) for cell in columns[name]] for name in self.first]
         return sorted(kept, key=lambda row: -max(size[row] for size in sizes))
+
+    def texts(self, columns: Mapping[str, Sequence[Cell]], names: Sequence[str], row: int) -> list[str]:
+        """The cells of a row, for people."""
+        cells = ((name, columns[name][row]) for name in names)
+        return [big(int(cell)) if name in self.counts and cell else cell_text(cell) for name, cell in cells]
 
     def cut(self, rows: Sequence[int], most: int) -> Sequence[int]:
         """As many of these rows as there is room for."""
@@ -186,7 +193,8 @@ class Result(ABC):
     def _rows(self, rows: Sequence[int], what: str) -> Table:
         table = {name: [values[row] for row in rows] for name, values in self.columns().items()}
         texts = getattr(self, "tokens", ())
-        return Table(f"{what} {self.title}", table, self.note, texts if isinstance(texts, tuple) else ())
+        tokens = texts if isinstance(texts, tuple) else ()
+        return Table(f"{what} {self.title}", table, self.note, tokens, self.shown().counts)
 
     def _order(self) -> list[int]:
         """Rows that are shown, in that order."""
@@ -295,10 +303,14 @@ class Result(ABC):
             return csv_text(columns, zip(*columns.values(), strict=True), spreadsheet=spreadsheet)
         if suffix == ".json":
             return json_text(self.title, columns)
-        rows = [list(map(cell_text, row)) for row in zip(*columns.values(), strict=True)]
+        shown, number = self.shown(), len(next(iter(columns.values()), ()))
+        rows = [shown.texts(columns, list(columns), row) for row in range(number)]
         if suffix == ".md":
             return markdown_text(self.title, list(columns), rows)
-        numbers = [any(isinstance(cell, int | float) for cell in cells) for cells in columns.values()]
+        numbers = [
+            name in shown.counts or any(isinstance(cell, int | float) for cell in cells)
+            for name, cells in columns.items()
+        ]
         return latex_text(self.title, list(columns), rows, numbers)
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
@@ -331,7 +343,7 @@ class Result(ABC):
     def _shown(self) -> tuple[list[str], list[list[str]]]:
         columns, shown = self.columns(), self.shown()
         names, rows = shown.names(columns), shown.cut(shown.rows(columns), SHOWN)
-        return names, [[cell_text(columns[name][row]) for name in names] for row in rows]
+        return names, [shown.texts(columns, names, row) for row in rows]
 
     def __repr__(self) -> str:
         names, rows = self._shown()
@@ -368,6 +380,8 @@ class Table(Result):
     words: str = ""
     tokens: Texts = ()
     """By example, the texts of the input's tokens, by which positions go; none where it has no tokens."""
+    counts: tuple[str, ...] = ()
+    """Columns of counts."""
 
     @property
     def title(self) -> str:
@@ -380,6 +394,10 @@ class Table(Result):
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """Those of the result that it is of."""
         return self.data
+
+    def shown(self) -> Shown:
+        """All rows, in their order."""
+        return Shown(counts=self.counts)
 
     def figure(self) -> Figure:
         """Bars: the last column of numbers, by the texts before it."""

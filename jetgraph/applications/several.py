@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
-from jetgraph.applications.bars import BARS
+from jetgraph.applications.bars import BARS, drawn
 from jetgraph.applications.results import Cell, Result, Table
 from jetgraph.applications.subject import Inputs, Subject, one_by_one
 from jetgraph.errors import InputError, amount, check
@@ -81,9 +81,10 @@ class Several(Result, Generic[Each]):
     def figure(self) -> Figure:
         """Bars: of each prompt what is the largest. Its own figure has `.each[0].plot()`."""
         some = max(1, BARS // max(1, len(self.each)))
+        title = self.title + drawn(sum(min(some, len(one)) for one in self.each), sum(map(len, self.each)))
         rows = {name: list(cells) for name, cells in _joined([one.top(some).columns() for one in self.each]).items()}
         rows["example"] = [str(example) for example in rows["example"]]
-        return Table(self.title, rows).figure()
+        return Table(title, rows).figure()
 
     def __repr__(self) -> str:
         more = [f"… {len(self.each) - PRINTED} more: .each has all"] if len(self.each) > PRINTED else []

@@ -59,6 +59,11 @@ class Subject:
         """Where the weights are."""
         return next((tensor.device for tensor in self.graph.traced.tensors.values()), torch.device("cpu"))
 
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the model, tied ones once; of a graph alone those that its output reads."""
+        return self.graph.traced.parameters if self._loaded is None else self._loaded.parameters
+
     def inputs(self, given: Inputs) -> dict[str, Any]:
         """The model's inputs by name, on its device.
 

@@ -187,7 +187,10 @@ def attribute(
     output: options.Graphs = None,
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
-    """The attribution graph: which components, at which tokens, make a logit."""
+    """The attribution graph: which components, at which tokens, make a logit.
+
+    A picture shows the 60 most influential nodes and their widest edges, and says so; pages and other files have all.
+    """
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS, len(texts))
     given = _given(target, versus, position, heads, split, rules, memory)

@@ -213,13 +213,13 @@ def by_lines(context: typer.Context, chosen: bool) -> None:
         context.call_on_close(lambda: _lines.reset(token))
 
 
-_width: ContextVar[float | None] = ContextVar("inches that figures are wide", default=None)
+_width: ContextVar[tuple[str, float] | None] = ContextVar("by which option, and inches, figures are wide", default=None)
 
 
-def as_wide(context: typer.Context, chosen: float | None) -> None:
-    """The callback of `--figure-width`."""
+def as_wide(context: typer.Context, option: typer.CallbackParam, chosen: float | None) -> None:
+    """The callback of `--width` and `--figure-width`."""
     if chosen is not None:
-        token = _width.set(chosen)
+        token = _width.set((option.opts[0], chosen))
         context.call_on_close(lambda: _width.reset(token))
 
 
@@ -229,18 +229,19 @@ def draws(parameter: Any) -> bool:
 
 
 def figure_width(files: Sequence[pathlib.Path]) -> float | None:
-    """What `--figure-width` is for the files that are written.
+    """What `--width`, or `--figure-width`, is for the files that are written.
 
     Raises
     ------
     InputError
         It was given, and none of them is a picture.
     """
-    width = _width.get()
-    if width is not None and not any(file.suffix.lower() in PICTURES for file in files):
-        raise InputError(f"--figure-width is for a picture ({' '.join(PICTURES)}): name one with --output")
-    if width is not None:
-        check_width(width)
+    if (given := _width.get()) is None:
+        return None
+    option, width = given
+    if not any(file.suffix.lower() in PICTURES for file in files):
+        raise InputError(f"{option} is for a picture ({' '.join(PICTURES)}): name one with --output")
+    check_width(width)
     return width
 
 
@@ -251,6 +252,8 @@ def prompt_of(text: str) -> Any:
     ('Raise Value', '@home is', '@')
     """
     held = _held(text)
+    if held == "":
+        raise InputError(f"{'stdin' if text == '-' else quoted(text[1:])} holds no text")
     if held is None and is_file(text):
         raise InputError(f"there is a file {quoted(text)}: @{text} is what it holds, and a space before it the text")
     return _said(text if held is None else held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 import inspect
 import io
@@ -30,6 +31,9 @@ _CommandError: type[Exception] = typer.BadParameter.__mro__[2]
 
 LONGEST = 1000
 """Characters of a message."""
+
+ALIKE = 0.7
+"""How alike names of options are of which one may be meant for the other, by `difflib`."""
 
 
 class _StoppedError(Exception):
@@ -86,9 +90,17 @@ class _Commands(TyperGroup):
                 inner.params.extend(
                     option for option in _of_loading() if option.name not in names and of_prompts.get(option.name, True)
                 )
-            for parameter in getattr(inner, "params", ()):
+            helping = getattr(inner, "get_help_option", lambda _: None)(ctx)
+            for parameter in (*getattr(inner, "params", ()), *filter(None, [helping])):
                 _say_shortly(parameter)
         return command
+
+    def get_params(self, ctx: Any) -> Any:
+        """Its own parameters."""
+        own = super().get_params(ctx)
+        for parameter in own:
+            _say_shortly(parameter)
+        return own
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Ctrl-C is told by `main`."""
@@ -156,7 +168,20 @@ def _said(error: Exception) -> str:
     if errors := getattr(error.__cause__, "errors", None):
         kind: Any = type(error)
         error = kind(_refused(errors()[0]), ctx=getattr(error, "ctx", None), param=getattr(error, "param", None))
+    if (unknown := getattr(error, "option_name", None)) is not None and hasattr(error, "possibilities"):
+        error.possibilities = _like(unknown, getattr(error, "ctx", None))  # pyright: ignore[reportAttributeAccessIssue]
     return str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
+
+
+def _like(unknown: str, context: Any) -> list[str]:
+    """Options that the help of a command names, and for which one that it has not may stand: its beginning, the same
+    letters in another order, or others in a place or two.
+    """
+    parameters = () if context is None else context.command.get_params(context)
+    shown = [name for one in parameters if not getattr(one, "hidden", False) for name in one.opts if name[:2] == "--"]
+    word, words = unknown.lstrip("-").replace("_", "-"), {name[2:]: name for name in shown}
+    same = [one for one in words if one.startswith(word) or sorted(one) == sorted(word)]
+    return sorted({words[one] for one in (*same, *difflib.get_close_matches(word, words, cutoff=ALIKE))})
 
 
 _BOUNDS = {

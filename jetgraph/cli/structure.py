@@ -146,7 +146,10 @@ def inspect(
     console = terminal.console()
     console.print(Text(str(graph)), soft_wrap=True)
     console.print()
-    console.print(f"parameters  {loaded.parameters:,} of {loaded.dtype} on {loaded.device}", highlight=False)
+    from jetgraph.views.tree import of_parameters
+
+    said = of_parameters(loaded.parameters, graph.traced.parameters, f"of {loaded.dtype} on {loaded.device}")
+    console.print(Text(f"parameters  {said}"), soft_wrap=True)
     console.print(f"time        load {loading:.1f} s, trace {tracing:.1f} s", highlight=False)
     rows = [(recipe, *(big(int(number)) for number in numbers.values())) for recipe, numbers in counts.items()]
     console.print(terminal.Columns(("terms", *(f"order {order}" for order in ORDERS)), rows))
@@ -168,6 +171,7 @@ def _described(
         "model": loaded.name,
         "class": loaded.facts.kind if loaded.graph is None else graph.title,
         "parameters": loaded.parameters,
+        "parameters_read": graph.traced.parameters,
         "output": graph.traced.output_name,
         "inputs": {name: list(shape) for name, shape in graph.traced.input_shapes.items()},
         "dynamic": graph.traced.dynamic,
@@ -370,8 +374,8 @@ def _with_chosen_orders(
         chosen = jg.choose_orders(graph, inputs, tolerance=TOLERANCE if tolerance is None else tolerance, **given)
     if rows:
         columns = chosen.columns()
-        cells = zip(*columns.values(), strict=True)
-        terminal.show_end(chosen.title, "", tuple(columns), [tuple(map(cell_text, row)) for row in cells], rows)
+        cells = [tuple(map(cell_text, row)) for row in zip(*columns.values(), strict=True)]
+        terminal.show_end(chosen.title, chosen.note, tuple(columns), cells, rows)
     return chosen.expansion
 
 
@@ -494,6 +498,6 @@ def _evaluate(
         console.print(Text("what sites leave besides their terms, at all positions, as a share of what they give"))
         sites = sorted(terms.remainders.items(), key=lambda item: -item[1].relative)
         told = [(f"{one.relative:.3g}", site, f"{one.norm:.4g}", f"{one.size:.4g}") for site, one in sites[:rows]]
-        console.print(terminal.Columns(("share", "site", "left", "of"), told))
+        console.print(terminal.Columns(("share", "site", "remainder", "of"), told))
     console.print(Text(f"check       terms + {left} against the model called by itself: max error {error:.1e}"))
     return terms

@@ -23,7 +23,7 @@ from rich.text import Text
 
 import jetgraph as jg
 from jetgraph.applications.formats import finite_cells
-from jetgraph.applications.results import TABLES, Result, cell_text
+from jetgraph.applications.results import TABLES, Result
 from jetgraph.cli import options
 from jetgraph.errors import FileError, InputError, amount
 from jetgraph.files.targets import check_target
@@ -293,7 +293,7 @@ def _show(result: Result, rows: int, columns: Sequence[str] | None, note: str) -
     some = shown.cut(order, rows)
     said = "\n".join(filter(None, (_said.get(), note, result.note)))
     _said.set("")
-    show_table(result.title, said, names, [tuple(cell_text(whole[name][row]) for name in names) for row in some])
+    show_table(result.title, said, names, [shown.texts(whole, names, row) for row in some])
     if len(result) > len(some):
         more = "--rows prints more, " if len(order) > len(some) else ""
         last = "the last " if shown.end and more else ""

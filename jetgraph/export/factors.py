@@ -275,7 +275,7 @@ def _is_power(factor: Any, base: fx.Node) -> bool:
     found = [factor] if isinstance(factor, fx.Node) else []
     for node in found:
         summed = inner_product(node)
-        above = [value for value, _ in steps_of(node)] if summed is None else summed.values
+        above = [value for value, _ in steps_of(node)] if summed is None else summed
         found += [value for value in above if value not in found]
     return base in found
 

@@ -9,7 +9,6 @@ Which is told by shapes: what a product of rows and columns reads and gives lies
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,18 +20,10 @@ _SUMS = {aten.sum.dim_IntList, aten.mean.dim}
 _ROWS = {aten.matmul.default, aten.bmm.default}
 
 
-@dataclass(frozen=True, eq=False)
-class InnerProduct:
-    """Σ one ⊙ other over dimensions, of which as many are left as both have."""
-
-    core: fx.Node
-    """The sum, or the product that sums."""
-    values: tuple[fx.Node, ...]
-    """What is multiplied: two values, or the product of both."""
-
-
-def inner_product(node: fx.Node) -> InnerProduct | None:
-    """A node as an inner product in which the dimensions that are summed over have one entry."""
+def inner_product(node: fx.Node) -> tuple[fx.Node, ...] | None:
+    """What is multiplied in a node that is Σ one ⊙ other over dimensions, of which as many are left as both have, with
+    one entry each: two values, or the product of both.
+    """
     core = _in_order(node)
     if core.target in _SUMS:
         return _summed(node, core)
@@ -52,19 +43,19 @@ def sums(core: fx.Node) -> bool:
     return core.target in _ROWS and _pair(core) is not None
 
 
-def _summed(node: fx.Node, core: fx.Node) -> InnerProduct | None:
+def _summed(node: fx.Node, core: fx.Node) -> tuple[fx.Node, ...] | None:
     product, dims = core.args[:2]
     if not dims or not isinstance(product, fx.Node) or product.target is not aten.mul.Tensor:
         return None
-    return InnerProduct(core, (product,)) if _without(product, dims) == node.meta.get("shape") else None
+    return (product,) if _without(product, dims) == node.meta.get("shape") else None
 
 
-def _by_labels(node: fx.Node, core: fx.Node) -> InnerProduct | None:
+def _by_labels(node: fx.Node, core: fx.Node) -> tuple[fx.Node, ...] | None:
     operands: Any = core.args[1]
     dim = _summed_label(core)
     if dim is None or _without(operands[0], [dim]) != node.meta.get("shape"):
         return None
-    return InnerProduct(core, tuple(operands))
+    return tuple(operands)
 
 
 def _summed_label(core: fx.Node) -> int | None:
@@ -81,9 +72,9 @@ def _summed_label(core: fx.Node) -> int | None:
     return next((at - len(labels) for at in range(len(labels)) if labels[:at] + labels[at + 1 :] == kept), None)
 
 
-def _of_rows(node: fx.Node, core: fx.Node) -> InnerProduct | None:
+def _of_rows(node: fx.Node, core: fx.Node) -> tuple[fx.Node, ...] | None:
     pair = _pair(core)
-    return InnerProduct(core, pair) if pair and _without(pair[0], [-1]) == node.meta.get("shape") else None
+    return pair if pair and _without(pair[0], [-1]) == node.meta.get("shape") else None
 
 
 def _pair(core: fx.Node) -> tuple[fx.Node, fx.Node] | None:

@@ -174,7 +174,7 @@ def _factors(node: fx.Node) -> Iterator[Factor]:
 def _contracted(value: object) -> list[fx.Node]:
     """The factors of the product whose sum over a dimension, which is kept, a value is."""
     found = inner_product(value) if isinstance(value, fx.Node) else None
-    factors = (factor for one in found.values for factor in _factors(one)) if found else ()
+    factors = (factor for one in found or () for factor in _factors(one))
     return [factor.value for factor in factors if isinstance(factor.value, fx.Node) and not factor.divides]
 
 

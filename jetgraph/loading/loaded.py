@@ -106,10 +106,9 @@ class Loaded:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters, tied ones once."""
+        """Number of parameters, tied ones once; of a saved graph those that its output reads."""
         if self.graph is not None:
-            held = {id(tensor): tensor for tensor in self.graph.traced.tensors.values()}
-            return sum(tensor.numel() for tensor in held.values() if isinstance(tensor, nn.Parameter))
+            return self.graph.traced.parameters
         if self._recorded is not None:
             return self._recorded.parameters
         return sum(parameter.numel() for parameter in self.model.parameters())

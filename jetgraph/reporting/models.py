@@ -11,9 +11,10 @@ from jetgraph.algebra.expansion import expand
 from jetgraph.applications.ngrams import ngrams
 from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
 from jetgraph.applications.subject import Subject, is_vocabulary
-from jetgraph.errors import amount, big
+from jetgraph.errors import big
 from jetgraph.reporting.again import Name, Origin
 from jetgraph.views.report import Section, Table
+from jetgraph.views.tree import of_parameters
 
 ORDERS = (0, 1, 2)
 """Orders whose number of terms is told."""
@@ -31,15 +32,14 @@ TOP = 8
 def structure(subject: Subject, origin: Origin) -> Section:
     """The residual structure, and how far the trace is the model."""
     graph = subject.graph
-    weights = {id(tensor): tensor for tensor in graph.traced.tensors.values()}
-    size = sum(tensor.numel() for tensor in weights.values())
-    types = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))
+    weights = graph.traced.tensors.values()
+    types = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights}))
     return Section(
         "Structure",
         "Residual joins, the branches that add to the stream, and the module that computes each: read off the traced "
         "graph, without knowing the architecture.",
         text=str(graph),
-        after=f"{amount(size, 'number')} in weights and buffers ({types})",
+        after=f"parameters: {of_parameters(subject.parameters, graph.traced.parameters, f'({types})')}",
         commands=(origin.shell("inspect") or f"print({origin.graph})",),
     )
 

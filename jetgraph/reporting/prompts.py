@@ -335,7 +335,7 @@ class _Aimed:
             f"beam of width {WIDTH}, order 1: what each site leaves besides its terms, as a share of what it gives"
         )
         left = tuple((site, f"{one.relative:.1%}") for site, one in sites)
-        tables.append(Table(("site", "left"), left, bars=tuple(one.relative for _, one in sites), caption=caption))
+        tables.append(Table(("site", "remainder"), left, bars=tuple(one.relative for _, one in sites), caption=caption))
         return tables, f"the beam's terms leave {float(beam.remainder.norm() / beam.output.norm()):.1%} of the output"
 
     def _of_ledger(self) -> tuple[str, str]:

@@ -277,7 +277,7 @@ def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[Walk, Lying]]:
 
     def fitting(outside: Collection[fx.Node]) -> list[tuple[Walk, Lying]]:
         walks = walks_over(flow, group, outside)
-        return [(walk, lies) for walk in walks if (lies := lying(walk.values)) is not None]
+        return [(walk, lies) for walk in walks if (lies := lying(flow, walk.values)) is not None]
 
     found = fitting(())
     if not (_left_out(group, found) and (outside := _conditions(flow, group))):

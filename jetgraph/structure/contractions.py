@@ -14,7 +14,8 @@ from jetgraph.jets.registry import bind, nodes_in
 from jetgraph.structure.dimensions import einsum_labels
 from jetgraph.structure.operators import PRODUCTS, aten, packet_of
 
-_SUMS = {aten.sum, aten.mean}
+SUMS = frozenset({aten.sum, aten.mean})
+"""Sums over dimensions."""
 
 GATHERED = {aten.scatter_add: "src", aten.scatter_reduce: "src", aten.index_add: "source"}
 """Sums of the entries that have one index, as of messages at a node of a graph, and their argument that is summed."""
@@ -50,7 +51,7 @@ def written_out(node: fx.Node) -> fx.Node | None:
 
 def weighted(node: fx.Node) -> fx.Node | None:
     """The product entry by entry of two values that a node sums over, whatever their sizes are."""
-    product = next(nodes_in(node.args[:1]), None) if packet_of(node) in _SUMS else gathered(node)
+    product = next(nodes_in(node.args[:1]), None) if packet_of(node) in SUMS else gathered(node)
     if product is None or packet_of(product) is not aten.mul or len(product.all_input_nodes) != 2:
         return None
     return product

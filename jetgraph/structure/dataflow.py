@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import fx
 
 from jetgraph.jets.registry import adds_constant, is_affine, is_floating, nodes_in, values_read
+from jetgraph.structure.dimensions import Dimensions, follow
 from jetgraph.structure.operators import LOOKUPS, is_float_tensor, packet_of
 from jetgraph.structure.regions import Region
 from jetgraph.tracing.traced import Traced
@@ -35,6 +36,15 @@ class Dataflow:
     """For the nodes of the flow, what they depend on and themselves, as a bit set over positions: that makes "does a
     depend on b" one operation on graphs of tens of thousands of nodes."""
     _affine: dict[tuple[fx.Node, tuple[fx.Node, ...]], bool] = field(default_factory=dict, repr=False)
+
+    _followed: dict[fx.Node, Dimensions] = field(default_factory=dict, repr=False)
+
+    def followed(self, start: fx.Node) -> Dimensions:
+        """How what is made of a value lies in memory, by the factors of its dimensions; found out once."""
+        if start not in self._followed:
+            later = self.nodes[self.positions[start] + 1 :]
+            self._followed[start] = follow(start, [node for node in later if node.op == "call_function"])
+        return self._followed[start]
 
     def __contains__(self, node: fx.Node) -> bool:
         return node in self.above

@@ -75,7 +75,7 @@ def _place(flow: Dataflow, points: Sequence[fx.Node], end: fx.Node) -> tuple[fx.
         live = tuple(node for node, user in last.items() if flow.positions[node] <= place < user)
         if all(len(made[node]) == 1 and is_float_tensor(node) for node in live):
             several = len(frozenset().union(*(made[node] for node in live))) > 1
-            lies = lying(live)
+            lies = lying(flow, live)
             if lies is not None and not lies.in_rows:
                 return (at, live) if several else in_rows
             in_rows = in_rows or ((at, live) if several and lies is not None else None)
@@ -109,7 +109,7 @@ def _own(flow: Dataflow, values: Sequence[fx.Node]) -> Sum | None:
 
 def _written(flow: Dataflow, points: Sequence[fx.Node], at: fx.Node, values: Sequence[fx.Node]) -> Gathering:
     graph, copied = copy_of(flow.traced.graph)
-    lies = lying(values)
+    lies = lying(flow, values)
     assert lies is not None
     pieces = Pieces(flow, graph, copied, lies)
     with pieces.behind(at):

@@ -15,7 +15,7 @@ from torch import fx
 from jetgraph.errors import JetGraphError
 from jetgraph.jets.interpreter import op_in_module
 from jetgraph.jets.registry import bind, nodes_in
-from jetgraph.structure.contractions import labels_of
+from jetgraph.structure.contractions import SUMS, labels_of
 from jetgraph.structure.cuts import carry, find_neurons, needed
 from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, Size, follow, leaves
 from jetgraph.structure.kinds import attention_products
@@ -321,7 +321,7 @@ def _met_by_features(cut: Cut, dimensions: Dimensions, features: Sequence[Factor
             # A head of one feature has no dimension of them.
             before = reads[0] if is_mixing(node) else None
         if before is None:
-            summed += _lost(dimensions, node, reads) if packet_of(node) in _SUMS else ()
+            summed += _lost(dimensions, node, reads) if packet_of(node) in _SUM_FACTORS_AWAY else ()
             continue
         if node in dimensions.unknown:
             raise HeadsError(
@@ -340,7 +340,7 @@ def _met_by_features(cut: Cut, dimensions: Dimensions, features: Sequence[Factor
     return _ordered([*summed, *merged])
 
 
-_SUMS = {aten.sum, aten.mean, *PRODUCTS}
+_SUM_FACTORS_AWAY = SUMS | {*PRODUCTS}
 
 
 def _lost(dimensions: Dimensions, node: fx.Node, reads: Iterable[fx.Node]) -> list[Factor]:

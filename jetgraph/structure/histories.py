@@ -44,7 +44,7 @@ def side_by_side_in_lists(flow: Dataflow) -> Traced | None:
     for number, first in enumerate(weighings):
         chain = _chain(first, weighings[number + 1 :])
         values = flow.ordered({value for each in chain for value in each.values})
-        lies = lying(values) if kept.isdisjoint(values[1:]) else None
+        lies = lying(flow, values) if kept.isdisjoint(values[1:]) else None
         if lies is not None and not lies.in_rows and _is_list(flow, chain, values):
             graph, copied = copy_of(flow.traced.graph)
             pieces = Pieces(flow, graph, copied, lies)

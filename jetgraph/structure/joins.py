@@ -37,6 +37,7 @@ from jetgraph.structure.lines import (
     is_made_by,
     is_point,
     latest,
+    passes,
     preference,
 )
 from jetgraph.structure.operators import IDENTITY, SCALES, SOFTMAX, aten, is_float_tensor, is_mixing, mixes, packet_of
@@ -202,16 +203,7 @@ def _starts(join: Join, inner: Join, node: fx.Node) -> bool:
 def _leads_only_to(node: fx.Node, join: Join) -> bool:
     """Every way from a node inside a join passes the sum."""
     inside = frozenset().union(*(region.node_set for region in join.inside), join.skip.nodes if join.skip else ())
-    seen, stack = {node}, [node]
-    while stack:
-        for user in readers(stack.pop()):
-            if user in join.adds or user in seen:
-                continue
-            if user not in inside and _is_used(user):
-                return False
-            seen.add(user)
-            stack.append(user)
-    return True
+    return passes(node, join, lambda user: user not in inside and _is_used(user))
 
 
 def _is_used(node: fx.Node) -> bool:

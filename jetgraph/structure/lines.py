@@ -7,7 +7,7 @@ added as long skips (`latest`, `along`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -480,12 +480,18 @@ def _level_above(flow: Dataflow, node: fx.Node) -> Level | None:
 
 def _leads_only_to(flow: Dataflow, node: fx.Node, join: Join) -> bool:
     """Every way from a value passes the sum."""
+    end = flow.positions[join.node]
+    return passes(node, join, lambda user: flow.positions.get(user, len(flow.nodes)) > end)
+
+
+def passes(node: fx.Node, join: Join, is_past: Callable[[fx.Node], bool]) -> bool:
+    """Every way from a value passes the sum: none leads around it to a node that is past it."""
     seen, stack = {node}, [node]
     while stack:
         for user in readers(stack.pop()):
             if user in join.adds or user in seen:
                 continue
-            if flow.positions.get(user, len(flow.nodes)) > flow.positions[join.node]:
+            if is_past(user):
                 return False
             seen.add(user)
             stack.append(user)

@@ -40,14 +40,15 @@ class Lying:
     """How many rows there are, where the first dimension of some values counts more."""
 
 
-def lying(nodes: Iterable[fx.Node]) -> Lying | None:
+def lying(flow: Dataflow, nodes: Iterable[fx.Node]) -> Lying | None:
     """How values can lie side by side, if they can: along the last dimension that is known, if all others are the same
     for all of them; or an open one in which alone they differ, as the lengths of two texts do.
 
     Else as rows of numbers, one for each index of the dimensions that they begin with alike: the first one alone if all
     other sizes are known, as those of images are; or more, such as batch and length of features and of vectors of
     three, and then one size of a row may be open, as those of pairs of tokens are. Where the first dimension of some
-    counts so many more in each, as pixels of all patches do along the batch, these are in the row.
+    counts so many more in each, as pixels of all patches do along the batch, these are in the row; of a batch of one
+    all are.
     """
     nodes = tuple(nodes)
     shapes = {tuple(node.meta["shape"]) for node in nodes}
@@ -68,7 +69,25 @@ def lying(nodes: Iterable[fx.Node]) -> Lying | None:
     first = min((shape[:1] for shape in shapes), key=lambda size: [Size.of(one).number for one in size])
     known = all(isinstance(size, int) for shape in shapes for size in shape[1:])
     more = [Size.of(shape[0]).over(Size.of(*first)) for shape in shapes] if first and known else [None]
-    return Lying(1, in_rows=True, first=first[0]) if all(one and not one.symbols for one in more) else None
+    if not all(one and not one.symbols for one in more) or not _in_same_rows(flow, nodes, first[0]):
+        return None
+    return Lying(1, in_rows=True, first=first[0])
+
+
+def _in_same_rows(flow: Dataflow, nodes: Sequence[fx.Node], rows: int | str) -> bool:
+    """The first dimensions of values count the same rows, and some so many more in each. Of open sizes their names say
+    so. That one number is a multiple of another may be an accident, as of twenty edges of ten nodes: then the rows
+    are followed from an input that has them.
+    """
+    if rows == 1 or isinstance(rows, str):
+        return True
+    for start in flow.shared_inputs(nodes):
+        if start.meta.get("shape", ())[:1] == (rows,):
+            followed = flow.followed(start)
+            layouts = [followed.get(node) for node in nodes]
+            if all(one is not None and one.at(0)[:1] == followed.start.at(0) for one in layouts):
+                return True
+    return False
 
 
 def _total(lengths: Iterable[int | str]) -> int | str:

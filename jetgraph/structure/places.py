@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx
 
 from jetgraph.jets.registry import bind
-from jetgraph.structure.contractions import gathered
+from jetgraph.structure.contractions import SUMS, gathered
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.dimensions import LAYOUTS, Dimensions, Layout
 from jetgraph.structure.dimensions.changes import laid_out, of_one, places_of
@@ -44,7 +44,7 @@ def reads_elsewhere(flow: Dataflow, region: Region, skip: fx.Node) -> bool:
         return False
     followed = Dimensions(fork, flow.ordered({*region.nodes, *flow.between(fork, skip)}), _LAYOUTS)
     one, other = followed.get(skip), followed.get(end)
-    if _pools(region, followed, _SUMS if end.meta["shape"] != skip.meta["shape"] else _SUMS | _EXTREMES):
+    if _pools(region, followed, _POOLS if end.meta["shape"] != skip.meta["shape"] else _POOLS | _EXTREMES):
         return True
     if one is None or other is None or len(one.dims) < len(other.dims):
         return False
@@ -123,7 +123,7 @@ def _as_it_was(node: Any) -> Any:
 # Pools
 
 
-_SUMS = {aten.mean, aten.sum, aten.var, aten.std}
+_POOLS = SUMS | {aten.var, aten.std}
 _EXTREMES = {
     aten.amax, aten.amin, aten.max, aten.min, aten.prod, aten.logsumexp, aten.kthvalue, aten.median, aten.nanmedian,
     aten.mode, aten.quantile, aten.nanquantile, aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax,

@@ -135,7 +135,7 @@ def _further(flow: Dataflow, walk: Walk) -> Walk:
         if step is not None and _crosses(flow, state, step):
             steps.append(step)
     longer = replace(walk, steps=tuple(steps))
-    return walk if lying(longer.values) is None else longer
+    return walk if lying(flow, longer.values) is None else longer
 
 
 def _crosses(flow: Dataflow, state: Sequence[fx.Node], step: Step) -> bool:
@@ -203,7 +203,7 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collectio
             continue
         at, start, step = _settled(flow, beginnings)
         walk = Walk(at, start, _left(flow, start, tuple(_steps(flow, cuts, ends, joined, step))))
-        if _loses(walk) or lying(walk.values) is None:
+        if _loses(walk) or lying(flow, walk.values) is None:
             other = other or walk
         elif len(start) in (1, len(step.nexts)):
             return max(filter(None, (walk, grown)), key=lambda one: len(one.steps))

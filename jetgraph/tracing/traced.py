@@ -103,6 +103,13 @@ class Traced:
         )
 
     @property
+    def parameters(self) -> int:
+        """How many parameters the output reads, tied ones once; a model may have more, such as a pooler's."""
+        names = (binding.name for binding in self.bindings.values() if binding.kind == "parameter")
+        read = {id(tensor): tensor for tensor in map(self.tensors.__getitem__, names)}
+        return sum(tensor.numel() for tensor in read.values())
+
+    @property
     def output(self) -> fx.Node:
         """The node whose value is the explained output."""
         result = self.graph.output_node().args[0]

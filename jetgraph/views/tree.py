@@ -25,6 +25,15 @@ def html(structure: Structure, title: str, check: str | None) -> str:
     return f"<details open><summary><b>{head}</b></summary><pre style='line-height:1.3'>{body}</pre></details>"
 
 
+def of_parameters(number: int, read: int, kept: str) -> str:
+    """How many parameters a model has, how they are kept, and how many of them its output reads where it is not all.
+
+    >>> of_parameters(1200, 1200, "of float32"), of_parameters(1200, 1000, "of float32")
+    ('1,200 of float32', '1,200 of float32; the output reads 1,000 of them')
+    """
+    return f"{number:,} {kept}" + ("" if read == number else f"; the output reads {read:,} of them")
+
+
 def _headline(structure: Structure, title: str, check: str | None) -> str:
     deep = sum(join.depth > 0 for join in structure.joins)
     streams = len(structure.streams)

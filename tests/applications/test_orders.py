@@ -119,7 +119,8 @@ def test_orders_of_sites(options: Any, traced: Callable[..., Example]) -> None:
     assert list(found.chosen) == jets
     assert [found.expansion.rules[alias].order for alias in jets] == [found.chosen[alias].order for alias in jets]
     for alias, one in found.chosen.items():
-        assert found.left[alias] == pytest.approx(values.remainders[alias].relative)
+        assert found.columns()["remainder"][list(found.chosen).index(alias)] == found.remainders[alias]
+        assert found.remainders[alias] == pytest.approx(values.remainders[alias].relative)
         assert all(value > 0.1 for value in one.left[: one.order])
     rest = float(values.remainder.double().norm() / example.output.double().norm())
     assert found.relative == pytest.approx(rest, rel=1e-4)

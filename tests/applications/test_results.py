@@ -263,6 +263,27 @@ def test_tables_for_other_programs(name: str, tmp_path: pathlib.Path) -> None:
     assert not any(re.search(r"(?<!\\)[_%$#]", row) for row in rows)
 
 
+def test_counts_are_read_by_thousands_and_written_in_digits(tmp_path: pathlib.Path) -> None:
+    """Also those that no whole number of a file holds; positions and ids are no counts."""
+    data = {"position": [1234], "token id": [50256], "paths": [str(12345)], "edges": [2**60], "value": [0.5]}
+    table = Table("a", data, counts=("paths", "edges"))
+    told = "1234      50256     12,345  2^60 ≈ 1.15e+18  0.5"
+    assert told in repr(table)
+    assert told in repr(table.top(1))
+    assert all(f"<td>{text}</td>" in table._repr_html_() for text in ("50256", "12,345"))
+    assert "| 12,345 |" in table.save(tmp_path / "a.md").read_text()
+    tex = table.save(tmp_path / "a.tex").read_text()
+    assert "12,345" in tex
+    assert "{rrrrr}" in tex
+    assert f"1234,50256,12345,{2**60}" in table.save(tmp_path / "a.csv").read_text()
+
+
+def test_counts_of_commands_are_read_by_thousands(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "a.csv"
+    assert "10,000\n" in succeed("spectrum", "demo:llama", "Raise Value", "--heads", "--by", "all", "-o", file)
+    assert file.read_text().splitlines()[1].endswith(",10000")
+
+
 def test_numbers_that_are_none_are_null(tmp_path: pathlib.Path) -> None:
     found = PathDistances(("a", "b"), 3, (Distance("x", float("nan"), float("inf"), 0.5),))
     columns = json.loads(found.save(tmp_path / "a.json").read_text())["columns"]
@@ -340,3 +361,22 @@ def test_half_a_character_is_told_where_a_file_cannot_hold_it(tmp_path: pathlib.
             table.save(tmp_path / f"a{suffix}")
     table.save(tmp_path / "a.json")
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_pictures_say_what_they_leave_out(tmp_path: pathlib.Path) -> None:
+    """Of more bars, nodes or classes than there is room for; those that have all say nothing."""
+    many = {"path": [f"a{row}" for row in range(1200)], "value": [1.0 / (1 + row) for row in range(1200)]}
+    for rows, said in ((1200, True), (24, False)):
+        table = Table("a title", {name: cells[:rows] for name, cells in many.items()})
+        assert ("drawn: 24 of 1,200" in table.figure().axes[0].get_title()) is said
+
+    graph = jg.attribute("demo", "Raise Value")
+    (title,) = [axes.get_title() for axes in graph.figure().axes]
+    wanted = r"137 nodes and 976 edges; drawn: the 60 most influential, with 400 edges, which carry .* \(.*%\)"
+    assert re.search(wanted, title), title
+    (title,) = [axes.get_title() for axes in graph.prune(0.5).figure().axes]
+    assert "drawn" not in title
+    sums = jg.spectrum("demo", "Raise Value", by="last attn", split="heads")
+    assert "drawn" not in sums.figure().axes[0].get_title()
+    help_text = " ".join(succeed("attribute", "--help").split())
+    assert "60 most influential nodes" in help_text

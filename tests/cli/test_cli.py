@@ -76,6 +76,11 @@ def test_help_teaches():
     assert succeed() == text
 
 
+@pytest.mark.parametrize("words", [(), ("inspect",), ("cache",), ("cache", "list"), ("transport", "fit")])
+def test_switches_are_given_nothing(words: tuple[str, ...]) -> None:
+    assert "<bool>" not in succeed(*words, "--help")
+
+
 def test_help_has_room_to_say_what_options_are_for():
     """In a terminal of 80 columns: what an option is given is one word, and a switch is given nothing."""
     for command in ("lens", "attribute", "ngrams"):
@@ -118,6 +123,7 @@ def test_inspect_json(traced_once):
     assert facts["terms"]["exhaustive"] == {"0": "256", "1": "512", "2": "768"}
     assert facts["replay"]["error"] == 0
     assert facts["parameters"] == sum(p.numel() for p in load("demo:llama").model.parameters())
+    assert facts["parameters_read"] == facts["parameters"]
 
 
 def test_inspect_meta_needs_no_weights(tmp_path):

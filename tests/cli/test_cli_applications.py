@@ -485,6 +485,39 @@ def one_line(result, says: str) -> None:
     assert says in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("lens", "demo", "a", "--widht", "3"), "--widht (Possible options: --width) (see jetgraph lens --help)"),
+        (("lens", "demo", "a", "--figure-widt", "3"), "--figure-widt (see jetgraph lens --help)"),
+        (("expand", "demo", "--figure-widt", "3"), "(Possible options: --figure-width)"),
+        (("inspect", "demo", "--width", "3"), "--width (see jetgraph inspect --help)"),
+        (("attribute", "demo", "a", "--top", "3"), "--top (see jetgraph attribute --help)"),
+        (("rank", "demo", "a", "--tpo", "3"), "(Possible options: --top)"),
+        (("rank", "demo", "a", "--head"), "(Possible options: --heads)"),
+        (("inspect", "demo", "--no_cache"), "(Possible options: --no-cache)"),
+        (("lens", "demo", "a", "--width", "3"), "--width is for a picture"),
+        (("expand", "demo", "--figure-width", "3"), "--figure-width is for a picture"),
+    ],
+)
+def test_an_unknown_option_is_told_with_those_that_fit(words, says) -> None:
+    """Of this command, and told in its help; what is no more than a few letters in common is none."""
+    one_line(invoke(*words), says)
+
+
+def test_a_prompt_that_a_file_does_not_hold_is_told_by_its_name(tmp_path) -> None:
+    file = tmp_path / "no text.txt"
+    file.write_text("\n")
+    one_line(invoke("lens", "demo", f"@{file}"), "no text.txt' holds no text")
+    one_line(invoke("lens", "demo", "-"), "stdin holds no text")
+
+
+def test_what_a_comparison_counts_is_read_by_thousands(tmp_path) -> None:
+    result = invoke("diff", "demo", "demo:llama", "--contexts", "20")
+    assert "102,400 probabilities of each model" in result.stderr
+    assert re.search(r"transformer.wte +81,920\n", result.stdout), result.stdout
+
+
 def test_missing_library_is_told_first(monkeypatch):
     monkeypatch.setattr(jg.loading, "load", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

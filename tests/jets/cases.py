@@ -562,7 +562,6 @@ for _name, _definition in (
     by_definition(f"{_name}.default", np.frompyfunc(_definition, 2, 1), _ORDER, P)
 by_definition("special_zeta.self_scalar", lambda s, x: d.each(lambda v: mp.zeta(s, v))(x), 2.5, P)
 by_definition("polygamma.default", lambda n, x: d.each(lambda v: mp.polygamma(n, v))(x), 2, P)
-_HALF = mp.mpf(1) / 2
 for _name, _definition in (
     ("hermite_polynomial_h", mp.hermite),
     ("hermite_polynomial_he", lambda n, v: mp.mpf(2) ** (-mp.mpf(n) / 2) * mp.hermite(n, v / mp.sqrt(2))),

@@ -790,6 +790,47 @@ def test_what_lies_along_the_batch_is_in_the_row(layers: int, dynamic: bool) -> 
         assert distance(graph(x=more), net(more)) < EXACT
 
 
+class Edges(nn.Module):
+    """Edges of a graph and its nodes, each with layers of their own that read the other; or, without indices, rows of
+    one of two tables that are read as a whole.
+    """
+
+    def __init__(self, nodes: int, edges: int, *, whole: bool = False) -> None:
+        super().__init__()
+        self.whole = whole
+        self.register_buffer("start", torch.arange(edges) * 7 % nodes)
+        self.register_buffer("end", torch.arange(edges) * 3 % nodes)
+        self.of_edges = nn.ModuleList(nn.Linear(12, 4) for _ in range(3))
+        self.of_nodes = nn.ModuleList(nn.Linear(12, 8) for _ in range(3))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        for of_edges, of_nodes in zip(self.of_edges, self.of_nodes, strict=True):
+            read = x.mean(0, keepdim=True).expand(len(self.start), -1) if self.whole else x[self.start]
+            edges = edges + torch.tanh(of_edges(torch.cat([edges, read], -1)))
+            if self.whole:
+                given = edges.mean(0, keepdim=True).expand(x.shape[0], -1)
+            else:
+                given = torch.zeros(x.shape[0], 4, dtype=x.dtype).index_add(0, self.end, edges)
+            x = x + torch.tanh(of_nodes(torch.cat([x, given], -1)))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@torch.no_grad()
+def test_that_one_number_is_a_multiple_of_another_may_be_an_accident(whole: bool) -> None:
+    """Two edges beside each of ten nodes are no rows: the streams are those of as many edges as are no multiple."""
+    torch.manual_seed(0)
+    streams = {}
+    for edges in (20, 21, 40):
+        net = Edges(10, edges, whole=whole).eval().double()
+        inputs = {"x": torch.randn(10, 8).double(), "edges": torch.randn(edges, 4).double()}
+        graph = jg.trace(net, **inputs, dynamic=False)
+        streams[edges] = [[(join.kind, len(join.branches)) for join in one.joins] for one in graph.streams]
+        assert distance(jg.compile(jg.expand(graph, rules={"*": jg.Freeze()}))(**inputs).total, net(**inputs)) < EXACT
+    assert streams[20] == streams[21] == streams[40]
+
+
 class Both(nn.Module):
     """A block over two streams of tokens: attention over both side by side, then a feed-forward of each, each with a
     norm whose scale, and a gate, that are made of a condition.

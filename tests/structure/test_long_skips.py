@@ -120,14 +120,6 @@ def summed(net: Net, h: Tensor) -> Tensor:
     return h
 
 
-def sum_of_layers(net: Net, h: Tensor) -> Tensor:
-    """Weighted layer sums, as heads on speech models read."""
-    points = [h]
-    for block in net.blocks[:3]:
-        points.append(points[-1] + block(points[-1]))
-    return torch.stack([scale * point for scale, point in zip(net.scales[0], points, strict=False)]).sum(0)
-
-
 def python_sum_of_layers(net: Net, h: Tensor) -> Tensor:
     points = [h]
     for block in net.blocks[:3]:

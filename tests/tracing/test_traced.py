@@ -152,3 +152,29 @@ def test_ids_that_the_embedding_does_not_have(traced: Callable[..., Example]) ->
         ids[0, 2] = wrong
         with pytest.raises(jg.InputError, match=f"'input_ids' holds {wrong}, but its embedding has the rows 0 to 52"):
             graph(input_ids=ids)
+
+
+def test_parameters_are_those_that_the_output_reads() -> None:
+    """Tied ones count once; a head that another output has, buffers and constants do not count."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.pooler = nn.Linear(4, 4, bias=False), nn.Linear(4, 7)
+            self.tied = nn.Linear(4, 4)
+            self.tied.weight = self.inner.weight
+            self.register_buffer("shift", torch.ones(4))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = x + self.tied(torch.tanh(self.inner(x) + self.shift))
+            return h, self.pooler(h)
+
+    model = Pooled().eval()
+    loaded = jg.loading.Loaded("pooled", model, None, example={"x": torch.randn(2, 4)})
+    graph = jg.trace(model, torch.randn(2, 4))
+    assert graph.traced.parameters == 4 * 4 + 4
+    assert loaded.parameters == 4 * 4 + 4 + 4 * 7 + 7
+    after = jg.report(loaded).sections[1].after
+    assert after == "parameters: 55 (float32); the output reads 20 of them", after
+    alone = jg.report(jg.trace(Residual().eval(), torch.randn(2, 4))).sections[1].after
+    assert "reads" not in alone, alone

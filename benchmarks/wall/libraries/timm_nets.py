@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.wall.libraries import Net
+from benchmarks.wall.libraries.drawing import measured
 
 
 def _at(path: str) -> Any:
@@ -24,12 +25,7 @@ def _stirred(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         if parameter.dim() == 1 or parameter.std() < 1e-3:
             parameter.data += 0.3 * torch.randn_like(parameter)
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_(0, 0.3)
-        elif name.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5)
-    return model.eval()
+    return measured(model).eval()
 
 
 def _image(size: int) -> Callable[[], tuple[Tensor, ...]]:

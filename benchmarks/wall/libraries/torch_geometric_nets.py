@@ -43,6 +43,7 @@ from torch_geometric.nn.models.rev_gnn import GroupAddRev
 from torch_geometric.nn.models.visnet import ViS_MP
 
 from benchmarks.wall.libraries import Net
+from benchmarks.wall.libraries.drawing import measured
 
 NODES, WIDTH, CLASSES = 7, 12, 3
 EDGES = ((0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 0, 0, 3), (1, 0, 2, 1, 3, 2, 4, 3, 5, 4, 6, 5, 0, 6, 3, 0))
@@ -58,16 +59,6 @@ def edges() -> Tensor:
 def graph(**others: Callable[[], Any]) -> dict[str, Any]:
     """Features of nodes, edges, and what else is given."""
     return {"x": torch.randn(NODES, WIDTH), "edge_index": edges(), **{name: make() for name, make in others.items()}}
-
-
-def measured(model: nn.Module) -> nn.Module:
-    """A model whose batch norms have seen something."""
-    for module in model.modules():
-        mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-        if isinstance(mean, Tensor) and isinstance(variance, Tensor):
-            mean.normal_()
-            variance.uniform_(0.5, 2.0)
-    return model
 
 
 class Layers(nn.Module):
@@ -238,11 +229,6 @@ class _Vectors(nn.Module):
         a, b, _ = self.layers[-1](x, v, edge_index, distances, f, directions)
         x, v = x + a, v + b
         return self.last(x + v.square().sum(1))
-
-
-def _ring(pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-    row, column = edges()
-    return torch.stack([row, column]), (pos[row] - pos[column]).norm(dim=-1)
 
 
 def _mlp(ins: int = WIDTH) -> nn.Module:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.wall.libraries import Net
+from benchmarks.wall.libraries.drawing import measured
 
 _WIDTHS: dict[str, Any] = {"num_classes": 5, "dim": 16, "heads": 2, "mlp_dim": 24, "dim_head": 8}
 _IMAGE: dict[str, Any] = {"image_size": 16, "patch_size": 4, "depth": 2, **_WIDTHS}
@@ -39,12 +40,7 @@ class _Listed(nn.Module):
 
 def _made(file: str, name: str, arguments: dict[str, Any]) -> nn.Module:
     """A class of the library, with statistics of norms that are not those it starts with."""
-    net = getattr(import_module(f"vit_pytorch.{file}"), name)(**arguments)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean = 0.3 * torch.randn(module.num_features)
-            module.running_var = 0.5 + torch.rand(module.num_features)
-    return net
+    return measured(getattr(import_module(f"vit_pytorch.{file}"), name)(**arguments))
 
 
 def _drawn(shape: tuple[int, ...]) -> tuple[Tensor, ...]:

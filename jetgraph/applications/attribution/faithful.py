@@ -14,7 +14,7 @@ from jetgraph.applications.attribution.edges import EdgeRuns, Streams
 from jetgraph.applications.attribution.graphs import Attribution
 from jetgraph.applications.attribution.targets import measured
 from jetgraph.applications.interventions.network import Network
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.compilation.components import Component
 from jetgraph.errors import InputError, amount, check, quoted
@@ -108,6 +108,10 @@ class Faithfulness(Result):
         """share; how many components, or edges, as the column is then called; value, faithfulness: a row a size."""
         names = {"share": "share", self.of: "components", "value": "value", "faithfulness": "faithfulness"}
         return {name: [getattr(one, told) for one in self.circuits] for name, told in names.items()}
+
+    def shown(self) -> Shown:
+        """All rows, in their order."""
+        return Shown(counts=(self.of,))
 
     def figure(self) -> Figure:
         """The curve of faithfulness over the share of components."""

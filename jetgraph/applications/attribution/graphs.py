@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from jetgraph.applications.attribution.pictures import picture
+from jetgraph.applications.attribution.pictures import picture, widest
 from jetgraph.applications.attribution.routes import Route, Routes, best_first
 from jetgraph.applications.attribution.targets import Aim
 from jetgraph.applications.interventions.network import Network
@@ -119,9 +119,8 @@ class Attribution(Result):
 
     @property
     def title(self) -> str:
-        carried = "" if self.nodes[-1].role != "rest" else f", which carry {self.carried:.4g} ({self.completeness:.1%})"
         size = f"{amount(len(self.nodes), 'node')} and {amount(len(self.values), 'edge')}"
-        return f"{self.model}: attribution of {self.what}: {self.total:.4g}; {size}{carried}"
+        return f"{self.model}: attribution of {self.what}: {self.total:.4g}; {size}{_share(self)}"
 
     @property
     def note(self) -> str:
@@ -303,7 +302,8 @@ class Attribution(Result):
     def figure(self) -> Figure:
         """Nodes by position and depth, as large as their influence; edges as wide, red where they take away.
 
-        Of a graph of more than `DRAWN` nodes, the most influential ones.
+        Of a graph of more than `DRAWN` nodes the most influential ones, and of these the widest edges: then the title
+        says how many, and what they carry.
         """
         shown = self
         if len(self.nodes) > DRAWN:
@@ -313,7 +313,20 @@ class Attribution(Result):
             kept = torch.zeros_like(target)
             kept[influence.topk(DRAWN).indices] = True
             shown = self._of(kept, (self.edges >= 0) & kept[self.senders] & kept[self.receivers])
-        return picture(shown.title, shown.to_networkx())
+        dag = shown.to_networkx()
+        edges = widest(dag)
+        told = ""
+        if shown is not self:
+            nodes = sum(node.role != "rest" for node in shown.nodes)
+            told = f"; drawn: the {nodes} most influential, with {amount(len(edges), 'edge')}{_share(shown)}"
+        elif len(edges) < len(self.values):
+            told = f"; drawn: the {len(edges):,} widest edges"
+        return picture(self.title + told, dag, edges)
+
+
+def _share(graph: Attribution) -> str:
+    """What a graph carries, where something was cut."""
+    return "" if graph.nodes[-1].role != "rest" else f", which carry {graph.carried:.4g} ({graph.completeness:.1%})"
 
 
 def _measured(value: float, total: float, node: Node) -> dict[str, Any]:

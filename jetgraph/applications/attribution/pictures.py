@@ -23,8 +23,17 @@ PIXELS = 130
 """Of a layout to an inch."""
 
 
-def picture(title: str, dag: nx.MultiDiGraph) -> Figure:
-    """Draw an attribution graph at its places; blue gives, red takes away."""
+Edge = tuple[Any, Any, dict[str, Any]]
+"""Its ends, and what is known of it."""
+
+
+def widest(dag: nx.MultiDiGraph) -> list[Edge]:
+    """The edges that are drawn, the widest first."""
+    return sorted(dag.edges(data=True), key=lambda edge: -abs(edge[2]["value"]))[:LARGEST]
+
+
+def picture(title: str, dag: nx.MultiDiGraph, edges: Sequence[Edge]) -> Figure:
+    """Draw an attribution graph at its places, and of its edges these; blue gives, red takes away."""
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch
 
@@ -33,7 +42,6 @@ def picture(title: str, dag: nx.MultiDiGraph) -> Figure:
     size = (max(xs) - min(xs)) / PIXELS + 2.5, (max(ys) - min(ys)) / PIXELS + 1.6
     figure = Figure(figsize=(max(6.5, size[0]), max(4.0, size[1])), layout="constrained")
     axes = figure.subplots()
-    edges = sorted(dag.edges(data=True), key=lambda edge: -abs(edge[2]["value"]))[:LARGEST]
     largest = abs(edges[0][2]["value"]) if edges else 1.0
     for start, end, facts in edges:
         share = abs(facts["value"]) / (largest or 1.0)

@@ -110,7 +110,8 @@ class Ranking(Result):
             rest = f"the rest {self.rest:.4g} ({how} {self.visited:,} evaluated)"
             return f"{self.model}: paths to {self.what}: {together}; {rest}"
         bound = "exact" if self.exact else f"estimated, energy ± {self.error:.2g}: a path may have been missed"
-        rest = f"the rest {self.rest:.4g}, √energy {self.rest_energy**0.5:.3g} ({bound}; {self.visited} prefixes seen)"
+        seen = amount(self.visited, "prefix")
+        rest = f"the rest {self.rest:.4g}, √energy {self.rest_energy**0.5:.3g} ({bound}; {seen} seen)"
         return f"{self.model}: paths to {self.what}: {together}; {rest}"
 
     def columns(self) -> Mapping[str, Sequence[Cell]]:

@@ -14,6 +14,7 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.selection import Pattern, select
 from jetgraph.applications.attribution.linearising import Rules, linearised
+from jetgraph.applications.bars import drawn
 from jetgraph.applications.interventions.network import At, Network
 from jetgraph.applications.interventions.targets import Readout, Target
 from jetgraph.applications.readout import Texts
@@ -114,6 +115,7 @@ class Spectrum(Result):
         return Shown(
             first=("value",) if listed else (),
             keep=lambda row: not isinstance(row["value"], float) or abs(row["value"]) >= least,
+            counts=("paths",),
         )
 
     @property
@@ -135,7 +137,8 @@ class Spectrum(Result):
 
         means = self.values.nanmean((1, 2)).tolist()
         bars = _seen(list(zip(map(str, self.counts), means, strict=True)))
-        if len(bars) > BARS:
+        seen = len(bars)
+        if seen > BARS:
             least = sorted((abs(value) for _, value in bars), reverse=True)[BARS - 1]
             bars = [bar for bar in bars if abs(bar[1]) >= least][:BARS]
         figure = Figure(figsize=(3 + 0.24 * max(len(bars), 8), 3.6), layout="constrained")
@@ -149,7 +152,7 @@ class Spectrum(Result):
         counted = f"{self.by} passed" if " " in self.by else f"{self.by} sites passed"
         axes.set_xlabel(BY.get(self.by, counted), parse_math=False)
         axes.set_ylabel(self.what, parse_math=False)
-        axes.set_title(self.title, fontsize=8, parse_math=False, wrap=True)
+        axes.set_title(self.title + drawn(len(bars), seen), fontsize=8, parse_math=False, wrap=True)
         return figure
 
 

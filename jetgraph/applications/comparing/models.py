@@ -29,7 +29,7 @@ from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Model, Subject, subject
-from jetgraph.errors import InputError, amount, check, renamed
+from jetgraph.errors import InputError, amount, big, check, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress, say
 from jetgraph.scale.shards import each
@@ -212,7 +212,7 @@ def _sample(contexts: Contexts | None, tokens: int, paths: int, vocabulary: int)
     number = len(chosen)
     more = f"; --contexts {tokens} takes all, {tokens / number:.0f} times as long" if sampled else ""
     which = "all" if number == tokens else f"{number:,} of"
-    entries = f"{number * paths * vocabulary:.2g} probabilities of each model"
+    entries = f"{big(number * paths * vocabulary)} probabilities of each model"
     say(f"comparing {which} {amount(tokens, 'context')} along {amount(paths, 'path')}: {entries}{more}")
     return chosen, sampled
 

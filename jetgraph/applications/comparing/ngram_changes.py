@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from jetgraph.applications.bars import drawn
 from jetgraph.applications.ranking import RunningTop
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result
@@ -109,7 +110,8 @@ class NgramChanges(Result):
         axes.invert_yaxis()
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_xlabel("change of P(next token | context)")
-        axes.set_title(f"n-grams along {self.path}", fontsize=10, parse_math=False)
+        title = f"n-grams along {self.path}" + drawn(len(bars), len(self.gained) + len(self.lost))
+        axes.set_title(title, fontsize=10, parse_math=False)
 
     def _bars(self) -> tuple[NgramChange, ...]:
         return (*self.gained[:SHOWN_NGRAMS], *reversed(self.lost[:SHOWN_NGRAMS]))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jetgraph.applications.bars import BARS
+from jetgraph.applications.bars import BARS, drawn
 from jetgraph.applications.intervals import Array, bootstrap
-from jetgraph.applications.maps import LayerMap, layer_map
+from jetgraph.applications.maps import LayerMap, layer_map, without
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.layout.colours import GIVES, OTHER, TAKES
 
@@ -144,7 +144,7 @@ class PromptChanges(Result):
         labels = [f"{row.prompt[-40:]} → {row.target}" for row in rows]
         axes.set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
         axes.invert_yaxis()
-        axes.set_xlabel("target")
+        axes.set_xlabel("target" + drawn(len(rows), len(self.rows)))
         axes.legend(fontsize=7)
         return figure
 
@@ -292,7 +292,7 @@ def _draw(axes: Any, changes: Changes, cells: LayerMap | None, label: str) -> No
     """Changes on matplotlib axes, the largest on top."""
     if cells is not None:
         limit = float(np.nanmax(np.abs(cells.values))) or 1.0
-        axes.figure.colorbar(cells.draw(axes, limit, label), ax=axes)
+        axes.figure.colorbar(cells.draw(axes, limit, label + without(changes.names)), ax=axes)
         return
     order = np.argsort(-np.abs(changes.change), kind="stable")[:BARS]
     places, moved = range(len(order)), changes.change[order]
@@ -303,4 +303,4 @@ def _draw(axes: Any, changes: Changes, cells: LayerMap | None, label: str) -> No
     axes.set_yticks(places, [changes.names[place] for place in order], fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.axvline(0, color=OTHER, linewidth=0.6)
-    axes.set_xlabel(label)
+    axes.set_xlabel(label + drawn(len(order), len(changes.names)))

@@ -66,7 +66,7 @@ class SiteChanges(Result):
 
     def shown(self) -> Shown:
         """The largest change first."""
-        return Shown(first=("change",))
+        return Shown(first=("change",), counts=("parameters",))
 
     def figure(self) -> Figure:
         """Bars: the relative change by site."""

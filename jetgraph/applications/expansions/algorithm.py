@@ -17,7 +17,7 @@ from jetgraph.algebra.advice import of_remainder
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.paths import Hop
 from jetgraph.algebra.rules import Scale, check_scale
-from jetgraph.applications.bars import BARS, bars
+from jetgraph.applications.bars import BARS, bars, drawn
 from jetgraph.applications.expansions.centres import Centres, Naming
 from jetgraph.applications.expansions.nonlinearities import Nonlinearity, nonlinearity_at
 from jetgraph.applications.orders import Auto, ChosenOrder, raised, tolerated
@@ -119,7 +119,8 @@ class JetExpansion(Result):
         columns = self.columns()
         last = len(columns["term"]) - 1
         shown = [*range(min(last, BARS - 1)), last]
-        return bars([(str(columns["term"][i]), float(columns["norm"][i] or 0)) for i in shown], self.title, "norm")
+        title = self.title + drawn(len(shown), last + 1)
+        return bars([(str(columns["term"][i]), float(columns["norm"][i] or 0)) for i in shown], title, "norm")
 
 
 def _norm(value: Tensor) -> float:

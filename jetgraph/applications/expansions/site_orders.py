@@ -13,7 +13,7 @@ from jetgraph.algebra.grouping import Grouping
 from jetgraph.algebra.matching import matching
 from jetgraph.algebra.outline import Split
 from jetgraph.algebra.rules import Jet, Rule, Scale, Weights
-from jetgraph.applications.bars import BARS, bars
+from jetgraph.applications.bars import bars
 from jetgraph.applications.orders import HIGHEST, TOLERANCE, ChosenOrder, chosen, improving, tolerated
 from jetgraph.applications.results import Cell, Result
 from jetgraph.applications.subject import Inputs, Model, subject
@@ -35,7 +35,7 @@ class SiteOrders(Result):
     tolerance: float
     chosen: Mapping[str, ChosenOrder]
     """By site with a jet, in the order of the stream."""
-    left: Mapping[str, float]
+    remainders: Mapping[str, float]
     """By site, what it leaves with all of them: ‖f(h) − Σ terms‖ / ‖f(h)‖."""
     relative: float
     """‖output − Σ terms‖ / ‖output‖."""
@@ -50,22 +50,27 @@ class SiteOrders(Result):
             f"{self.tolerance:g} of its site, as {reached} do; all together leave {self.relative:.2%} of the output"
         )
 
+    @property
+    def note(self) -> str:
+        """Which remainder is that of all orders together."""
+        return "remainder: what a site leaves with all these orders; why: what it left when its own was chosen"
+
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """A row per site: its order, what it leaves in the end, the ratio to what the order below left, and why."""
         rows = self.chosen.items()
         return {
             "site": [site for site, _ in rows],
             "order": [one.order for _, one in rows],
-            "left": [self.left.get(site) for site, _ in rows],
+            "remainder": [self.remainders.get(site) for site, _ in rows],
             "ratio": [_ratio(one) for _, one in rows],
             "why": [one.why for _, one in rows],
         }
 
     def figure(self) -> Figure:
-        """Bars: what is left of the sites that leave most, by site and order."""
-        rows = sorted(self.left.items(), key=lambda item: -item[1])[:BARS]
+        """Bars: the remainders of the sites that leave most, by site and order."""
+        rows = sorted(self.remainders.items(), key=lambda item: -item[1])
         named = [(f"{site}, order {self.chosen[site].order}", value) for site, value in rows if site in self.chosen]
-        return bars(named, self.title, "share of the site that is left")
+        return bars(named, self.title, "remainder, as a share of the site")
 
 
 def _ratio(one: ChosenOrder) -> float | None:

@@ -24,7 +24,7 @@ from jetgraph.applications.interventions.others import Pair, Source, read_togeth
 from jetgraph.applications.interventions.ports import Port
 from jetgraph.applications.interventions.routes import routed, sent, straight
 from jetgraph.applications.interventions.targets import Readout, Target
-from jetgraph.applications.maps import layer_map
+from jetgraph.applications.maps import layer_map, without
 from jetgraph.applications.readout import Texts, token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, expanded
@@ -200,7 +200,7 @@ class Ablation(Result):
         for other in beside:
             assert cells is not None
             limit = float(np.nanmax(np.abs(cells.values))) or 1.0
-            figure.colorbar(cells.draw(other, limit, f"actual {told}"), ax=other)
+            figure.colorbar(cells.draw(other, limit, f"actual {told}{without(changes)}"), ax=other)
         predicted, actual = [point[1] for point in points], [point[2] for point in points]
         ends = [min((*predicted, *actual, 0.0)), max((*predicted, *actual, 0.0))]
         axes.plot(ends, ends, color=OTHER, linewidth=0.8, label="predicted = actual")

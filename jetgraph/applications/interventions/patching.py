@@ -16,7 +16,7 @@ from jetgraph.applications.interventions.others import Pair, Source, read_togeth
 from jetgraph.applications.interventions.ports import Names, Port, component_of, ports
 from jetgraph.applications.interventions.routes import Edge, replaced, routed
 from jetgraph.applications.interventions.targets import Readout, Target
-from jetgraph.applications.maps import has_place, layer_map
+from jetgraph.applications.maps import has_place, layer_map, without
 from jetgraph.applications.readout import Texts
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, split_subject, subject
@@ -128,6 +128,11 @@ class Patching(Result):
             [names[at] for at in some] for names, some in ((self.senders, rows), (self.receivers, columns))
         )
         wide, high = len(receivers), len(senders)
+        more = "".join(
+            f"; {number} of {len(every):,} {what}"
+            for number, every, what in ((high, self.senders, "senders"), (wide, self.receivers, "receivers"))
+            if number < len(every)
+        )
         figure = Figure(figsize=(4 + 0.35 * wide, 2.2 + 0.3 * high), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[max(wide, 4), 1])
         limit = float(torch.cat([effects.flatten(), totals.flatten()]).nan_to_num().abs().max()) or 1.0
@@ -139,7 +144,7 @@ class Patching(Result):
         left.set_ylabel("sender, from the corrupt input")
         right.set_xticks([0], ["all ways"], rotation=90, fontsize=8)
         figure.colorbar(image, ax=[left, right], label="change on the clean input (logits)")
-        figure.suptitle(f"{self.model}: {self.what}, by direct path", fontsize=10, parse_math=False)
+        figure.suptitle(f"{self.model}: {self.what}, by direct path{more}", fontsize=10, parse_math=False)
         return figure
 
     @own_types()
@@ -165,8 +170,14 @@ class Patching(Result):
             axes.set_xlabel("position of the sender")
             axes.set_title(label, fontsize=8, parse_math=False)
         figure.colorbar(image, ax=list(every), label="change on the clean input (logits)")
-        figure.suptitle(f"{self.model}: {self.what}, by direct path", fontsize=10, parse_math=False)
+        more = self._of_receivers(panels)
+        figure.suptitle(f"{self.model}: {self.what}, by direct path{more}", fontsize=10, parse_math=False)
         return figure
+
+    def _of_receivers(self, panels: Sequence[Any]) -> str:
+        """How many receivers have a panel, where not all have."""
+        number = len(panels) - 1
+        return f"; {number} of {len(self.receivers):,} receivers" if number < len(self.receivers) else ""
 
     def _panels(self, effects: Tensor, totals: Tensor, sizes: Tensor) -> list[tuple[str, Tensor]]:
         """The senders' effects by way of the receivers of the largest, and by all ways."""
@@ -187,9 +198,8 @@ class Patching(Result):
             if (cells := layer_map(dict(zip(self.senders, values.tolist(), strict=True)))) is not None
         ]
         figure.colorbar(images[0], ax=list(every), label="change on the clean input (logits)")
-        drawn = len(panels) - 1
         more = "" if self.estimates is None else "; blank: not patched"
-        more += f"; {drawn} of {len(self.receivers)} receivers" if drawn < len(self.receivers) else ""
+        more += self._of_receivers(panels) + without(self.senders)
         figure.suptitle(f"{self.model}: {self.what}, by direct path{more}", fontsize=10, parse_math=False)
         return figure
 

@@ -14,7 +14,7 @@ from jetgraph.applications.intervals import bootstrap, check_bootstrap
 from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
 from jetgraph.applications.ngrams.counts import Counts, Texts, corpus_rows
 from jetgraph.applications.ngrams.table import PathTable, own_logits
-from jetgraph.applications.results import Cell, Result
+from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError, amount, check, quoted, renamed
 from jetgraph.export.precision import own_types
@@ -77,6 +77,10 @@ class Agreement(Result):
             "high": [float(self.high[at]) for at in rows],
             "contexts": [self.contexts[measure] for _, measure in rows],
         }
+
+    def shown(self) -> Shown:
+        """All rows, in their order."""
+        return Shown(counts=("contexts",))
 
     def figure(self) -> Figure:
         """Mean and interval of every path, in a panel per measure."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from jetgraph.applications.bars import bars
+from jetgraph.applications.bars import bars, drawn
 from jetgraph.applications.ngrams.budget import check_top
 from jetgraph.applications.ngrams.choosing import Paths
 from jetgraph.applications.ngrams.information import Information
@@ -40,7 +40,6 @@ Screening = Literal["bf16"]
 
 Tokens = Tensor | Sequence[int | str] | str
 """Tokens by id, or texts of one token each."""
-
 
 BARS = 20
 """The most bars in a figure."""
@@ -135,7 +134,7 @@ class NGrams(Result):
             "logit": "logit of the next token",
             "pmi": f"log P(next | {given}) − log of its mean over contexts, nats",
         }[self.kind]
-        shown = f"; the {len(best)} largest" if len(best) < len(self) else ""
+        shown = drawn(len(best), len(self))
         values = [float(self.scores[entry]) for entry in best]
         return bars(list(zip(labels, values, strict=True)), self.title + shown, axis)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from jetgraph.applications.bars import bars
 from jetgraph.applications.ngrams.blocks import blocks, row_scales
 from jetgraph.applications.ngrams.choosing import Paths
-from jetgraph.applications.ngrams.listing import BARS, NGrams
+from jetgraph.applications.ngrams.listing import NGrams
 from jetgraph.applications.ngrams.table import PathTable, own_logits, table_of
 from jetgraph.applications.readout import token_text
 from jetgraph.applications.results import Cell, Result, Shown
@@ -96,7 +96,7 @@ class NGramMass(Result):
 
     def figure(self) -> Figure:
         """Bars of the words with the largest masses."""
-        best = sorted(range(len(self.words)), key=lambda index: -self.masses[index])[:BARS]
+        best = sorted(range(len(self.words)), key=lambda index: -self.masses[index])
         axis = "mass: mean over contexts of P(word | context)" + (", lower bound" if self.lower_bound else "")
         return bars([(self.words[index], self.masses[index]) for index in best], self.title, axis)
 
