@@ -15,6 +15,7 @@ from jetgraph.structure.operators import (
     IDENTITY,
     NORMS,
     RECURRENT,
+    SCALES,
     SOFTMAX,
     is_float_tensor,
     is_mixing,
@@ -151,7 +152,7 @@ def _scans(region: Region) -> bool:
         packet = packet_of(node)
         if not is_float_tensor(node) and packet not in RECURRENT:
             continue
-        if packet in (aten.cumsum, aten.cumprod, aten.logcumsumexp) or packet in RECURRENT:
+        if packet in RECURRENT or (packet in (aten.cumsum, aten.cumprod, aten.logcumsumexp) and not _is_running(node)):
             return True
         if packet is not aten.add:
             continue
@@ -166,6 +167,14 @@ def _scans(region: Region) -> bool:
         if length[node] >= 3:
             return True
     return False
+
+
+def _is_running(node: fx.Node) -> bool:
+    """A cumulative sum of totals or means, which is a statistic of all places so far, as a causal norm divides by."""
+    total: Any = node.args[0]
+    while packet_of(total) in IDENTITY | SCALES and isinstance(total.args[0], fx.Node):
+        total = total.args[0]
+    return packet_of(total) in (aten.sum, aten.mean)
 
 
 def working(region: Region) -> list[fx.Node]:

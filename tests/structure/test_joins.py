@@ -537,3 +537,47 @@ def test_what_one_branch_alone_reads_is_no_stream(other: str) -> None:
     ids, y = torch.randint(0, 11, (2, 4)), torch.randn(2, 4, 6)
     graph = jg.trace(_Conditioned(other).eval(), ids=ids, y=y)
     assert [join.kind for join in graph.joins] == ["identity", "identity"]
+
+
+class _Running(nn.Module):
+    """A norm by mean and variance of all places so far, as causal nets of sounds have it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.gain, self.bias = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
+
+    def forward(self, h: Tensor) -> Tensor:
+        number = torch.arange(1, h.shape[1] + 1, dtype=h.dtype)[None, :, None]
+        mean = h.mean(-1, keepdim=True).cumsum(1) / number
+        if self.how == "of squares":
+            variance = h.square().mean(-1, keepdim=True).cumsum(1) / number - mean.square()
+        else:
+            variance = (h - mean).square().sum(-1, keepdim=True).cumsum(1) / (6 * number)
+        return (h - mean) / (variance + 1e-5).sqrt() * self.gain + self.bias
+
+
+class _Causal(nn.Module):
+    """Two layers with such norms, ahead of a layer or after its sum."""
+
+    def __init__(self, how: str, ahead: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.ahead, self.stem, self.head = ahead, nn.Linear(4, 6), nn.Linear(6, 3)
+        self.norms = nn.ModuleList(_Running(how) for _ in range(3))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for norm, block in zip(self.norms, self.blocks, strict=False):
+            h = h + block(norm(h)) if self.ahead else norm(h + block(h))
+        return self.head(self.norms[2](h))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("how", ["of squares", "of differences"])
+def test_norms_by_running_moments(how: str, ahead: bool) -> None:
+    graph = jg.trace(_Causal(how, ahead).eval(), x=torch.randn(2, 5, 4))
+    assert [(join.kind, [branch.kind for branch in join.branches]) for join in graph.joins] == [
+        ("identity", ["mlp"])
+    ] * 2
