@@ -20,7 +20,7 @@ MEANINGS = {
     "refused": "jetgraph refuses the model, and says why",
     "time": "not done within the time limit",
     "random": "the model draws random numbers that it takes from nobody: it has no one output to explain",
-    "not built": "no tiny model, or no inputs for it, could be made of the config alone; nothing was traced",
+    "not built": "no tiny model, or no inputs for it, could be made of the config alone, and nobody has chosen any",
 }
 """Verdicts, in the order in which they are counted."""
 
@@ -121,7 +121,8 @@ JUDGED = """## What was judged, and how
 
 `python -m benchmarks.wall run` makes this table, `python -m benchmarks.wall page` this page; neither is among the
 tests. Each class is built at tiny size (two layers where the config says how many; random weights) from its config
-alone, and is given random inputs by the names of its arguments.
+alone, and is given random inputs by the names of its arguments; where that makes none, from sizes and inputs that a
+person chose (`benchmarks/wall/by_hand`).
 
 - *Regions*: every branch, skip, map and both parts of the decoder is a function that jetgraph has cut out of the graph.
   It is compared with the graph run node by node with torch alone (`tests/interpretation.py`, which shares no code with
@@ -143,7 +144,8 @@ alone, and is given random inputs by the names of its arguments.
   run, the class was read by eye. Which sums these are is told in `benchmarks/wall/expected.jsonl`. Empty where nobody
   has.
 - Classes are judged again some at a time: not every line is of the same day's code.
-- Only the first of the outputs, and one kind of inputs, was traced; models of several modalities mostly with text.
+- Only the first of the outputs, and one kind of inputs, was traced; models of several modalities mostly with text, and
+  those that are made by hand with pictures among the tokens.
 """
 """The middle of the page."""
 

@@ -14,6 +14,7 @@ PLACE = 127
 
 _GROUPED: Mapping[str, Any] = {**TEXT, "num_key_value_heads": 2}
 _SEEN: Mapping[str, Any] = {**STREAM, "image_size": 16, "patch_size": 8}
+_SIGLIP: Mapping[str, Any] = {"model_type": "siglip_vision_model", **_SEEN, "vision_use_head": False}
 _CLIP: Mapping[str, Any] = {"model_type": "clip_vision_model", **_SEEN, "projection_dim": 32}
 _LLAMA: Mapping[str, Any] = {"model_type": "llama", **_GROUPED, "pad_token_id": 0}
 _OPT: Mapping[str, Any] = {
@@ -53,6 +54,23 @@ def _marked(parts: int, length: int = 10) -> torch.Tensor:
 _GRID = _pictured(4, 32, 96, image_grid_thw=torch.tensor([[1, 4, 4]] * 2), mm_token_type_ids=_marked(4))
 
 MADE: Mapping[str, Made] = {
+    "aria": Made(
+        {
+            "vision_config": {"model_type": "idefics3_vision", **_SEEN},
+            "text_config": {**_GROUPED, "moe_num_experts": 4, "pad_token_id": 0},
+            "image_token_index": PLACE,
+            "projector_patch_to_query_dict": {4: 4},
+        },
+        _pictured(4),
+    ),
+    "aya_vision": Made(
+        {
+            "vision_config": {**_SIGLIP, "image_size": 32},
+            "text_config": {"model_type": "cohere2", **_GROUPED, "head_dim": 8},
+            "image_token_index": PLACE,
+        },
+        _pictured(4, 2, 3, 32, 32),
+    ),
     "blip-2": Made(
         {
             "vision_config": _SEEN,
@@ -88,7 +106,7 @@ MADE: Mapping[str, Made] = {
     ),
     "gemma3": Made(
         {
-            "vision_config": {"model_type": "siglip_vision_model", **_SEEN, "vision_use_head": False},
+            "vision_config": _SIGLIP,
             "text_config": {
                 **_GROUPED,
                 "head_dim": 8,
@@ -102,6 +120,7 @@ MADE: Mapping[str, Made] = {
         },
         _pictured(4, token_type_ids=_marked(4)),
     ),
+    "git": Made({"vision_config": _SEEN, **TEXT}, all_of(ids(), normal("pixel_values", 2, 3, 16, 16))),
     "glm4v": Made(
         {
             "text_config": _TURNED,
@@ -194,6 +213,22 @@ MADE: Mapping[str, Made] = {
         },
         _pictured(4, image_embeds_position_mask=_marked(4)),
     ),
+    "lfm2_vl": Made(
+        {
+            "vision_config": {**STREAM, "patch_size": 4, "num_patches": 16},
+            "text_config": {**_GROUPED, "layer_types": ["conv", "full_attention"]},
+            "image_token_id": PLACE,
+            "projector_hidden_size": 32,
+        },
+        _pictured(
+            4,
+            2,
+            16,
+            48,
+            spatial_shapes=torch.tensor([[4, 4]] * 2),
+            pixel_attention_mask=torch.ones(2, 16, dtype=torch.long),
+        ),
+    ),
     "llava": Made(
         {"vision_config": _CLIP, "text_config": _LLAMA, "image_token_index": PLACE, "image_seq_length": 4}, _pictured(4)
     ),
@@ -207,14 +242,27 @@ MADE: Mapping[str, Made] = {
         },
         _pictured(14, 2, 3, 3, 16, 16, length=18, image_sizes=torch.tensor([[16, 32]] * 2)),
     ),
+    "llava_onevision": Made(
+        {
+            "vision_config": _SIGLIP,
+            "text_config": {"model_type": "qwen2", **_GROUPED},
+            "image_token_index": PLACE,
+            "image_grid_pinpoints": [[16, 16], [16, 32]],
+        },
+        _pictured(10, 2, 2, 3, 16, 16, length=14, image_sizes=torch.tensor([[16, 16]] * 2)),
+    ),
+    "mistral3": Made(
+        {
+            "vision_config": {"model_type": "pixtral", **STREAM, "image_size": 32, "patch_size": 8, "head_dim": 8},
+            "text_config": {"model_type": "mistral", **_GROUPED, "head_dim": 8},
+            "image_token_index": PLACE,
+            "spatial_merge_size": 2,
+        },
+        _pictured(4, 2, 3, 32, 32, image_sizes=torch.tensor([[32, 32]] * 2)),
+    ),
     "paligemma": Made(
         {
-            "vision_config": {
-                "model_type": "siglip_vision_model",
-                **_SEEN,
-                "projection_dim": 32,
-                "vision_use_head": False,
-            },
+            "vision_config": {**_SIGLIP, "projection_dim": 32},
             "text_config": {"model_type": "gemma", **_GROUPED, "head_dim": 8},
             "image_token_index": PLACE,
             "projection_dim": 32,
