@@ -117,9 +117,10 @@ def _in_rounds(flow: Dataflow, group: Iterable[Join]) -> Traced:
     with nothing before a sum that neither it nor an earlier one is made of. Where the code takes one stream through its
     norm, or through a whole layer, before it adds to the other, no place has both sums otherwise.
     """
-    ends = flow.ordered(join.node for join in group)
     rounds = dict.fromkeys(flow.ordered(_starts(flow, group)), 0)
-    for end in ends:
+    for end in _waited_for(flow, group):
+        if end in rounds:
+            continue
         rounds[end] = 1 + max((number for before, number in rounds.items() if flow.depends(end, before)), default=0)
     order = dict.fromkeys(node for node in flow.nodes if node.op == "placeholder")
     for end in sorted(rounds, key=rounds.__getitem__):
@@ -130,6 +131,26 @@ def _in_rounds(flow: Dataflow, group: Iterable[Join]) -> Traced:
     for node in order:
         output.prepend(copied[node])
     return replace(flow.traced, graph=graph)
+
+
+def _waited_for(flow: Dataflow, group: Iterable[Join]) -> tuple[fx.Node, ...]:
+    """The sums of a group, and those in which it mixes what several of them have made; and what layers make of such for
+    a stream to start with.
+    """
+    ends = {join.node: join for join in group}
+    last = max(map(flow.positions.__getitem__, ends))
+    inner = {node for join in ends.values() for region in join.inside for node in region.nodes}
+    sums = (node for node in flow.nodes[:last] if node in flow and node not in inner and is_whole_sum(node))
+    mixed = {node for node in sums if node not in ends and len(gates(flow, node, ends)) > 1}
+    known = {*ends, *mixed}
+    begun = {join.fork for join in ends.values() if _is_begun(flow, join.fork, known)}
+    return flow.ordered({*known, *begun})
+
+
+def _is_begun(flow: Dataflow, fork: fx.Node, ends: Collection[fx.Node]) -> bool:
+    """Layers lie between a fork and the sums that it is made of."""
+    way = above([fork], lambda read: read in flow and read not in ends)
+    return fork not in ends and any(map(mixes, way))
 
 
 # Finding them
@@ -280,10 +301,16 @@ def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[Walk, Lying]]:
         return [(walk, lies) for walk in walks if (lies := lying(flow, walk.values)) is not None]
 
     found = fitting(())
-    if not (_left_out(group, found) and (outside := _conditions(flow, group))):
-        return found
-    others = fitting(outside)
-    return others if len(others) == 1 and _left_out(group, others) < _left_out(group, found) else found
+    if _left_out(group, found) and (outside := _conditions(flow, group)):
+        others = fitting(outside)
+        found = others if len(others) == 1 and _left_out(group, others) < _left_out(group, found) else found
+    return found or fitting(_shared(group))
+
+
+def _shared(group: Iterable[Join]) -> set[fx.Node]:
+    """What lies in branches, of which others read some too, such as where an attention looks that is used again."""
+    known = {node for join in group for node in (join.fork, join.node)}
+    return {node for join in group for region in join.inside for node in region.nodes} - known
 
 
 def _left_out(group: Iterable[Join], walks: Iterable[tuple[Walk, Lying]]) -> int:
@@ -336,7 +363,11 @@ class _Writer(Pieces):
             self.read(whole, nodes, walk.at)
         for step in walk.steps:
             with self.behind(step.at):
-                whole = self.sum([self._skip(step, nodes, whole), *self._added(step, nodes)])
+                new = [each.node for each in step.nexts if not (each.skip or each.injections)]
+                if new:
+                    whole = self.cat([whole, *map(self.now.__getitem__, new)])
+                else:
+                    whole = self.sum([self._skip(step, nodes, whole), *self._added(step, nodes)])
                 nodes = step.state
                 self.read(whole, nodes, step.at)
 

@@ -258,7 +258,10 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
     # A norm at the end of a round is a map of the stream.
     mapped = ends if again and not any(mixes(node) for node in flow.between(line[-1].node, ends[0])) else []
-    moved = behind(flow, join, [start, *(one.node for one in line), *mapped])
+    points = [start, *(one.node for one in line), *mapped]
+    if not read_each(flow, join.operands, points):
+        return join  # All operands are made of what several points have.
+    moved = behind(flow, join, points)
     # What is made of several points at once would pass for a constant, and so would the fork beside another stream.
     beside = not flow.depends(join.fork, start) and not flow.depends(start, join.fork)
     lost = (start, join.fork) if beside else (start,)
@@ -436,10 +439,11 @@ def _is_level(flow: Dataflow, join: Join, line: Sequence[Join], ends: Sequence[f
 
 def _is_for_part(flow: Dataflow, join: Join, end: fx.Node, operands: Sequence[fx.Node]) -> bool:
     """What is made of the end of a line takes the place of a part of the fork, or is added to one."""
-    if join.concatenates:
-        return same_size(join.fork, join.node)
+    if not same_size(join.fork, join.node):
+        return False
     way = (node for operand in operands for node in flow.between(end, operand))
-    return any(packet_of(node) is aten.cat and any(map(is_nothing, nodes_in(node.args[:1]))) for node in way)
+    padded = (packet_of(node) is aten.cat and any(map(is_nothing, nodes_in(node.args[:1]))) for node in way)
+    return join.concatenates or any(padded)
 
 
 def _puts_beside(flow: Dataflow, join: Join, line: Sequence[Join], ends: Sequence[fx.Node]) -> bool:

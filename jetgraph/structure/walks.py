@@ -19,7 +19,7 @@ from jetgraph.structure.joins import only_steers
 from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes
 from jetgraph.structure.pieces import lying
 from jetgraph.structure.regions import Join
-from jetgraph.structure.sums import flattened
+from jetgraph.structure.sums import KEEPING, flattened
 
 Cuts = Mapping[fx.Node, tuple[fx.Node, ...]]
 """By node, what is made up to there and read later; in execution order."""
@@ -78,7 +78,7 @@ def walks_over(flow: Dataflow, group: Sequence[Join], outside: Collection[fx.Nod
     last = max(flow.positions[join.node] for join in group)
     cuts = _cuts(flow, flow.nodes[first : last + 1], outside)
     ends = [node for node in cuts if is_whole_sum(node)]
-    joined = {join.node for join in group}
+    joined = {join.node: join for join in group}
     begun = False
     while ends:
         walk = _walk(flow, cuts, ends, joined)
@@ -183,7 +183,7 @@ def _is_sum(node: fx.Node) -> bool:
     return node.target is aten.add.Tensor and not only_steers(node)
 
 
-def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collection[fx.Node]) -> Walk | None:
+def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Mapping[fx.Node, Join]) -> Walk | None:
     """The first walk there is; it starts at one value, or at as many as the state after it has, if that can be, and
     with nothing that its states have no more further on, such as what a layer goes on reading in its midst; and its
     values fit side by side, as those of a stream and scores of an attention do not.
@@ -201,7 +201,7 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collectio
         ]
         if not beginnings:
             continue
-        at, start, step = _settled(flow, beginnings)
+        at, start, step = _settled(flow, beginnings, joined)
         walk = Walk(at, start, _left(flow, start, tuple(_steps(flow, cuts, ends, joined, step))))
         if _loses(walk) or lying(flow, walk.values) is None:
             other = other or walk
@@ -212,15 +212,23 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collectio
     return grown or other
 
 
-def _settled(flow: Dataflow, beginnings: Sequence[Beginning]) -> Beginning:
+def _settled(flow: Dataflow, beginnings: Sequence[Beginning], joined: Mapping[fx.Node, Join]) -> Beginning:
     """Of several beginnings with as few values the first one, or a later one that has an affine image of each of its
-    values: what comes in up to there, as positions and a class token do, is added by no layer.
+    values: what comes in up to there, as positions and a class token do, is added by no layer. Of those with one value,
+    preferably one with no whole joins in its branches; of several none that parts a point from what is added to it.
     """
 
     def number(one: Beginning) -> tuple[bool, int]:
         return len(one[1]) != len(one[2].nexts), len(one[1])
 
-    chosen, *others = (one for one in beginnings if number(one) == min(map(number, beginnings)))
+    beginnings = [one for one in beginnings if not any(_parts(join, one[1]) for join in joined.values())] or beginnings
+    fewest = [one for one in beginnings if number(one) == min(map(number, beginnings))]
+    single = [
+        one
+        for one in fewest
+        if len(one[1]) == 1 and not any(node in joined for node in _branches(flow, one[1], one[2]))
+    ]
+    chosen, *others = single or fewest
     for other in others:
         way = way_from(flow, chosen[1], other[1])
         inside = {*chosen[1], *way}
@@ -230,13 +238,19 @@ def _settled(flow: Dataflow, beginnings: Sequence[Beginning]) -> Beginning:
     return chosen
 
 
+def _parts(join: Join, values: Collection[fx.Node]) -> bool:
+    """A join that keeps its fork would be the sum of that and another value, made in the midst of its branch."""
+    made = (node for region in join.inside for node in region.nodes)
+    return join.kind in KEEPING and join.fork in values and any(node in values for node in made)
+
+
 def _loses(walk: Walk) -> bool:
     """States between the first and the last have fewer values than that, and several."""
     return any(1 < len(step.nexts) < len(walk.start) for step in walk.steps[:-1])
 
 
 def _steps(
-    flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collection[fx.Node], step: Step | None
+    flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Mapping[fx.Node, Join], step: Step | None
 ) -> Iterator[Step]:
     """A step and those after it.
 
@@ -256,8 +270,28 @@ def _steps(
         if following is None or _is_mixed(flow, state, following):
             end = len(flow.nodes) if following is None else flow.positions[following.at]
             before = {node: live for node, live in later.items() if flow.positions[node] < end}
-            following = _following(flow, state, before, ends, affine=True) or following
-        step = following
+            mixed = _following(flow, state, before, ends, affine=True)
+            following = following if mixed is None or _has(following, mixed, len(state)) else mixed
+        step = following or _grown(flow, state, later, joined)
+
+
+def _has(step: Step | None, mixed: Step, number: int) -> bool:
+    """A step makes what another one mixes, and as many values as there were, while after that one all are still read:
+    values that are mixed one by one, to the last of which a layer adds, are one state.
+    """
+    return step is not None and len(step.nexts) <= number < len(mixed.nexts) and mixed.at in step.state
+
+
+def _grown(flow: Dataflow, state: Sequence[fx.Node], cuts: Cuts, joined: Mapping[fx.Node, Join]) -> Step | None:
+    """The first step from a state to one with one value more, which layers make of it, and from which a stream starts,
+    such as the next resolution of a network that keeps all of them.
+    """
+    forks = {join.fork for join in joined.values()}
+    for at, live in cuts.items():
+        if at in forks and {*live} == {*state, at} and any(map(mixes, way_from(flow, state, [at]))):
+            nexts = [Next(node, (node,), (), (), (place,)) for place, node in enumerate(state)]
+            return Step(at, (*nexts, Next(at, (), (at,), (), ())))
+    return None
 
 
 def _left(flow: Dataflow, start: Sequence[fx.Node], steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -290,10 +324,15 @@ def _following(
         else:
             step = None if affine else _map(flow, state, at, live)
         if step is not None and len(step.nexts) <= len(state):
-            branches = [branch for each in step.nexts for branch in each.branches]
-            return larger if larger and any(node in joined for node in way_from(flow, state, branches)) else step
+            whole = larger and any(node in joined for node in _branches(flow, state, step))
+            return larger if whole else step
         larger = larger or step
     return larger
+
+
+def _branches(flow: Dataflow, state: Sequence[fx.Node], step: Step) -> tuple[fx.Node, ...]:
+    """What lies between a state and what is added to it."""
+    return way_from(flow, state, [branch for each in step.nexts for branch in each.branches])
 
 
 def _is_mixed(flow: Dataflow, state: Sequence[fx.Node], step: Step) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -1122,3 +1122,173 @@ def test_towers_that_exchange_class_tokens(kind: type[Towers], joins: list[list[
     check_slopes(given)
     other = torch.randn(3, 4, 3, dtype=torch.float64)
     assert distance(graph(x=other), net(other)) < EXACT
+
+
+class Growing(nn.Module):
+    """Resolutions beside each other, to which each stage adds the next one, and which exchange what they have made: one
+    after the other, down two resolutions with an activation between.
+    """
+
+    def __init__(self, number: int = 3) -> None:
+        super().__init__()
+        self.number = number
+        widths = [4 + 2 * at for at in range(number)]
+        self.start = nn.Conv1d(3, 4, 1)
+        self.news = nn.ModuleList(self.down(one, other) for one, other in pairwise(widths))
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(nn.Sequential(nn.Conv1d(width, width, 3, padding=1), nn.Tanh()) for width in widths[: at + 2])
+            for at in range(number - 1)
+        )
+        self.ways = nn.ModuleList(
+            nn.ModuleList(
+                nn.ModuleList(self.way(widths, one, other) for one in range(at + 2)) for other in range(at + 2)
+            )
+            for at in range(number - 1)
+        )
+        self.last = nn.ModuleList(nn.Sequential(nn.Conv1d(width, width, 3, padding=1), nn.Tanh()) for width in widths)
+        self.heads = nn.ModuleList(nn.Linear(width, 4) for width in widths)
+
+    def down(self, one: int, other: int) -> nn.Module:
+        return nn.Sequential(nn.Conv1d(one, other, 2, stride=2), nn.Softplus())
+
+    def way(self, widths: list[int], one: int, other: int) -> nn.Module:
+        if one >= other:
+            return nn.Conv1d(widths[one], widths[other], 1)
+        steps: list[nn.Module] = []
+        for at in range(one, other):
+            steps += [nn.Conv1d(widths[at], widths[at + 1], 2, stride=2), *([nn.Softplus()] if at + 1 < other else [])]
+        return nn.Sequential(*steps)
+
+    def mixed(self, state: list[Tensor], other: int, ways: Any) -> Tensor:
+        total = None
+        for one, (h, way) in enumerate(zip(state, ways, strict=True)):
+            made = h if one == other else way(h)
+            made = F.interpolate(made, scale_factor=2.0 ** (one - other)) if one > other else made
+            total = made if total is None else total + made
+        return F.softplus(total)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = [self.start(x)]
+        for new, blocks, ways in zip(self.news, self.blocks, self.ways, strict=True):
+            state.append(new(state[-1]))
+            state = [F.softplus(h + block(h)) for h, block in zip(state, blocks, strict=True)]
+            state = [self.mixed(state, other, each) for other, each in enumerate(ways)]
+        state = [h + block(h) for h, block in zip(state, self.last, strict=True)]
+        return sum(head(h.mean(-1)) for head, h in zip(self.heads, state, strict=True))
+
+
+class Wider(Growing):
+    """The same without sizes: each next stream is made of the last one by a layer, and has its own width."""
+
+    def down(self, one: int, other: int) -> nn.Module:
+        return nn.Sequential(nn.Conv1d(one, other, 1), nn.Softplus())
+
+    def way(self, widths: list[int], one: int, other: int) -> nn.Module:
+        layers = [nn.Conv1d(widths[one], widths[other], 1)]
+        inner = [nn.Conv1d(widths[one], widths[one], 1), nn.Softplus()] if other - one > 1 else []
+        return nn.Sequential(*inner, *layers)
+
+    def mixed(self, state: list[Tensor], other: int, ways: Any) -> Tensor:
+        return F.softplus(sum(h if one == other else ways[one](h) for one, h in enumerate(state)))
+
+
+@pytest.mark.parametrize("kind", [Growing, Wider])
+@pytest.mark.parametrize("number", [3, 4])
+@torch.no_grad()
+def test_streams_that_are_added_to_others(kind: type[Growing], number: int) -> None:
+    torch.manual_seed(0)
+    net = kind(number).eval().double()
+    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    graph = jg.trace(net, x, dynamic=False)
+    assert len(graph.streams) == 1
+    found = [(join.kind, len(join.branches)) for join in graph.joins]
+    # Down to the next resolution the way is affine; of those further down each has a branch.
+    stages = [
+        [("concat", 1), *[("identity", 1)] * (at + 2), *[("projection", at * (at + 1) // 2)] * (at > 0)]
+        for at in range(number - 1)
+    ]
+    assert found == [*(join for stage in stages for join in stage), *[("identity", 1)] * number]
+    given = subject(graph, {"x": x}, {"x": torch.randn_like(x)}, torch.float64)
+    assert check_values(given) >= len(found)
+    check_slopes(given)
+
+
+class Shared(nn.Module):
+    """Tokens that look up pixels, and pixels that are given what tokens are by the same scores, in another shape."""
+
+    def __init__(self, *, direct: bool) -> None:
+        super().__init__()
+        self.direct = direct
+        self.starts = nn.ModuleList(nn.Linear(3, WIDTH) for _ in range(2))
+        self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4)) for _ in range(2))
+        self.mlps = nn.ModuleList(nn.ModuleList(PreNorm(WIDTH).mlp for _ in range(2)) for _ in range(2))
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, pixels = self.starts[0](x[:, :2]), self.starts[1](x)
+        for (query, key, value, given), (one, other) in zip(self.layers, self.mlps, strict=True):
+            scores = query(tokens) @ key(pixels).mT
+            tokens = tokens + scores.softmax(-1) @ value(pixels)
+            tokens = tokens + one(F.layer_norm(tokens, (WIDTH,)))
+            where = scores if self.direct else scores.tanh().square()
+            pixels = pixels + where.softmax(-2).mT @ given(tokens)
+            pixels = pixels + other(F.layer_norm(pixels, (WIDTH,)))
+        return self.head(F.layer_norm(tokens, (WIDTH,)).mean(1) + F.layer_norm(pixels, (WIDTH,)).mean(1))
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@torch.no_grad()
+def test_streams_whose_layers_share_where_they_look(direct: bool) -> None:
+    torch.manual_seed(0)
+    net = Shared(direct=direct).eval().double()
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    graph = jg.trace(net, x, dynamic=False)
+    assert len(graph.streams) == 1
+    assert len(graph.joins) == len(graph.stream.joins) == 8
+    given = subject(graph, {"x": x}, {"x": torch.randn_like(x)}, torch.float64)
+    assert check_values(given) >= 8
+    check_slopes(given)
+
+
+class ClassAttention(nn.Module):
+    """Layers with scales over tokens; then a constant that attends to them in further layers, put before them."""
+
+    def __init__(self, *, scaled: bool) -> None:
+        super().__init__()
+        self.start, self.token = nn.Linear(3, WIDTH), nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.scales = nn.ParameterList(torch.rand(WIDTH) if scaled else torch.ones(()) for _ in range(8))
+        self.layers = nn.ModuleList(nn.MultiheadAttention(WIDTH, 2, batch_first=True) for _ in range(4))
+        self.mlps = nn.ModuleList(PreNorm(WIDTH).mlp for _ in range(4))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(9))
+        self.head = nn.Linear(WIDTH, 4)
+
+    def attended(self, at: int, one: Tensor, read: Tensor) -> Tensor:
+        return self.scales[at] * self.layers[at](one, read, read, need_weights=False)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, token = self.start(x), self.token.expand(x.shape[0], -1, -1)
+        for at in (0, 1):
+            n = self.norms[at](h)
+            h = h + self.attended(at, n, n)
+            h = h + self.scales[4 + at] * self.mlps[at](self.norms[4 + at](h))
+        for at in (2, 3):
+            n = self.norms[at](torch.cat([token, h], 1))
+            token = token + self.attended(at, n[:, :1], n)
+            token = token + self.scales[4 + at] * self.mlps[at](self.norms[4 + at](token))
+        return self.head(self.norms[8](torch.cat([token, h], 1))[:, 0])
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@torch.no_grad()
+def test_a_constant_that_attends_to_tokens_parts_no_layer_of_theirs(scaled: bool) -> None:
+    torch.manual_seed(0)
+    net = ClassAttention(scaled=scaled).eval().double()
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    graph = jg.trace(net, x, dynamic=False)
+    assert {join.depth for join in graph.joins} == {0}
+    kinds = [(join.kind, *(branch.kind for branch in join.branches)) for join in graph.joins]
+    layers = [("identity", "attn"), ("identity", "mlp")]
+    assert kinds == [*layers, *layers, ("identity", "mlp"), *layers, ("concat", "skip")]
+    given = subject(graph, {"x": x}, {"x": torch.randn_like(x)}, torch.float64)
+    assert check_values(given) >= 7
+    check_slopes(given)

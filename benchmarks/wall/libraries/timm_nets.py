@@ -379,8 +379,10 @@ NETS: dict[str, Net] = {
     ),
     "hrnet": _net(
         "hrnet.HighResolutionNet",
-        17,
-        "1 + 2 + 3 + 4 blocks, 4 blocks of the head, 3 sums of levels there",
+        18,
+        "1 + 2 + 3 + 4 blocks, 2 resolutions that are put beside the others, 2 exchanges with ways that are not "
+        "affine, 4 blocks of the head (17 at first: without the four between the blocks, and with 3 sums of maps in "
+        "the head, which are code of the decoder)",
         64,
         cfg={
             "stem_width": 8,
@@ -787,8 +789,9 @@ NETS: dict[str, Net] = {
     ),
     "cait": _net(
         "cait.Cait",
-        7,
-        "2 blocks: attention, mlp; 2 of the class token, which begins with the first attention",
+        8,
+        "2 blocks: attention, mlp; 2 of the class token, which begins with the first attention; tokens put beside it "
+        "(7 at first: without that)",
         init_values=0.3,
         **_VIT,
     ),

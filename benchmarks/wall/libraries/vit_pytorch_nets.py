@@ -462,8 +462,9 @@ _OTHERS: dict[str, Net] = {
     "attn_residual_with_dca": _net(
         "attn_residual_with_dca_simple_vit",
         "SimpleViT",
-        4,
-        "2 blocks that attend to a weighted sum of all before and add it, then feed forward",
+        6,
+        "2 blocks that attend to a weighted sum of all before and add it, then feed forward; a list that grows by a "
+        "first feed-forward and by a block (4 at first: without these two, in one of which the block is nested)",
     ),
     "simple_vit_orthog_residual_update": _net(
         "simple_vit_orthog_residual_update",
