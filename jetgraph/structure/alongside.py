@@ -285,8 +285,8 @@ def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[Walk, Lying]]:
 
 
 def _left_out(group: Iterable[Join], walks: Iterable[tuple[Walk, Lying]]) -> int:
-    """How many joins of a group make no value of a state."""
-    made = {node for walk, _ in walks for node in walk.values}
+    """How many joins of a group make no value of a state, or one with which a walk only starts."""
+    made = {node for walk, _ in walks for step in walk.steps for node in step.state if node not in walk.start}
     return sum(join.node not in made for join in group)
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
+from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import held_image
 from jetgraph.structure.joins import only_steers
-from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes
+from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.pieces import lying
 from jetgraph.structure.regions import Join
 from jetgraph.structure.sums import flattened
@@ -196,7 +197,7 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collectio
         if _loses(walk) or lying(walk.values) is None:
             other = other or walk
         elif len(start) in (1, len(step.nexts)):
-            return max(filter(None, (walk, grown)), key=lambda one: len(one.steps))
+            return max(filter(None, (walk, grown)), key=lambda one: (len(_adding(one)), len(one.steps)))
         else:
             grown = grown or walk
     return grown or other
@@ -261,11 +262,16 @@ def _following(
             step = _step(flow, state, at, live, affine=affine)
         else:
             step = None if affine else _map(flow, state, at, live)
-        if step is not None and len(step.nexts) <= len(state):
+        if step is not None and len(step.nexts) <= (1 if _lies_whole(state, step) else len(state)):
             branches = [branch for each in step.nexts for branch in each.branches]
             return larger if larger and any(node in joined for node in way_from(flow, state, branches)) else step
         larger = larger or step
     return larger
+
+
+def _lies_whole(state: Sequence[fx.Node], step: Step) -> bool:
+    """A value of the next state is all of the one before, side by side: what is beside it is code of its branches."""
+    return any(packet_of(each.node) is aten.cat and {*state} <= {*nodes_in(each.node.args[:1])} for each in step.nexts)
 
 
 def _is_mixed(flow: Dataflow, state: Sequence[fx.Node], step: Step) -> bool:
