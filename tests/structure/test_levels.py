@@ -456,3 +456,66 @@ def test_windows_are_no_level(size: int) -> None:
     graph = jg.trace(Windows(size).eval(), torch.randn(3, 4, 8))
     assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0), ("identity", 1), ("identity", 0)] * 2
     assert len(graph.streams) == 1
+
+
+class Modulated(nn.Module):
+    """Pixels, tokens, and pixels again, which a condition scales and shifts; the last time it is read as a scale, or as
+    a gate.
+    """
+
+    def __init__(self, last: str) -> None:
+        super().__init__()
+        self.last = last
+        self.stem, self.start = nn.Conv2d(3, 4, 1), nn.Linear(2, 5)
+        self.convolutions = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.scales = nn.ModuleList(nn.Linear(5, 8) for _ in range(2))
+        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU()) for _ in range(2))
+        self.head = nn.Linear(4, 2)
+
+    def modulated(self, h: Tensor, code: Tensor, at: int) -> Tensor:
+        scale, shift = self.scales[at](F.silu(code))[:, :, None, None].chunk(2, 1)
+        return h * torch.sigmoid(scale) + shift if at and self.last == "gate" else h * (1 + scale) + shift
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h, code = self.stem(x), torch.tanh(self.start(c))
+        for at, (convolution, layer) in enumerate(zip(self.convolutions, self.layers, strict=True)):
+            h = self.modulated(h + torch.tanh(convolution(h)), code, at)
+            tokens = h.flatten(2).transpose(1, 2)
+            tokens = tokens + layer(tokens)
+            h = tokens.transpose(1, 2).unflatten(2, h.shape[2:])
+        return self.head(tokens)
+
+
+class Timed(nn.Module):
+    """A token of the time stands beside the others, and scales and shifts what the last layer's norm gives."""
+
+    def __init__(self, last: str) -> None:
+        super().__init__()
+        self.last = last
+        self.stem, self.token, self.scale = nn.Linear(3, 4), nn.Linear(5, 4), nn.Linear(5, 8)
+        self.start, self.head = nn.Linear(2, 5), nn.Linear(4, 2)
+        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU()) for _ in range(4))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        code = torch.tanh(self.start(c))
+        tokens = [self.token(torch.tanh(code))[:, None], self.stem(x.flatten(2).transpose(1, 2))]
+        h = torch.cat(tokens[::-1] if self.last == "gate" else tokens, 1)
+        for layer in self.layers:
+            h = h + layer(h)
+        h = h[:, :-1] if self.last == "gate" else h[:, 1:]
+        scale, shift = self.scale(F.silu(code))[:, None].chunk(2, -1)
+        return self.head(F.layer_norm(h, (4,)) * (1 + scale) + shift)
+
+
+@pytest.mark.parametrize("last", ["scale", "gate"])
+@pytest.mark.parametrize("kind", [Modulated, Timed])
+def test_what_scales_and_shifts_a_stream_last_is_a_condition(kind: type[nn.Module], last: str) -> None:
+    torch.manual_seed(0)
+    net = kind(last).eval().double()
+    inputs, others = ({"x": torch.randn(2, 3, 4, 5).double(), "c": torch.randn(2, 2).double()} for _ in range(2))
+    graph = jg.trace(net, **inputs)
+    assert len(graph.streams) == 1
+    assert len(graph.joins) == 4
+    assert {join.kind for join in graph.joins} == {"identity"}
+    assert {join.depth for join in graph.joins} == {0}
+    assert check_values(subject(graph, inputs, others, torch.float64)) >= 4
