@@ -21,7 +21,7 @@ from torch import fx
 
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow, dataflow
-from jetgraph.structure.joins import find_joins, find_sums, is_inside, with_depth
+from jetgraph.structure.joins import find_joins, find_sums, is_inside, is_read_by_layer, with_depth
 from jetgraph.structure.lines import gates
 from jetgraph.structure.operators import IDENTITY, SCALES, aten, mixes, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
@@ -191,7 +191,11 @@ def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Joi
         adds = join.fork in starts and not any(branch.node in found for branch in join.branches)
         if node not in found and (join.fork in found or adds):
             found[node] = join
-    laid = {node for node, join in found.items() if join.concatenates and _lays_streams(flow, join, found)}
+    laid = {
+        node
+        for node, join in found.items()
+        if join.concatenates and (_lays_streams(flow, join, found) or is_read_by_layer(flow, join, found))
+    }
     return with_depth([found[node] for node in flow.ordered(found.keys() - laid)])
 
 

@@ -18,7 +18,7 @@ from torch import fx
 from jetgraph.jets.registry import nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.gated import from_before_gate, gated_ahead, gated_join, with_projection_held
-from jetgraph.structure.images import affine_past, fills, keeps_channels, same_size, widest
+from jetgraph.structure.images import affine_history, affine_past, fills, keeps_channels, same_size, widest
 from jetgraph.structure.lines import (
     Found,
     along,
@@ -116,7 +116,22 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     steers = bool(holders) and (only_steers(join.node, SOFTMAX | _GATES) or _is_weighed_up(join.node))
     # A norm of the stream beside another point, for a layer of the branch to read, is nothing that a stream goes on in.
     nothing = join.kind == "none" and not any(mixes(node) for each in join.branches for node in each.region.nodes)
-    return (apart and not is_point(flow, join.fork, by_node)) or given or steers or (nothing and bool(inside))
+    point = is_point(flow, join.fork, by_node) and not any(_lays_made(flow, join, other) for other in inside)
+    return (apart and not point) or given or steers or (nothing and bool(inside))
+
+
+def is_read_by_layer(flow: Dataflow, join: Join, by_node: Found) -> bool:
+    """A concatenation is what a layer of a branch reads: an earlier point beside what the branch has made by then."""
+    holders = (other for other in by_node.values() if other is not join and _holds(other, join.node))
+    return any(_lays_made(flow, join, other) and _leads_only_to(join.node, other) for other in holders)
+
+
+def _lays_made(flow: Dataflow, join: Join, other: Join) -> bool:
+    """A concatenation in a branch lays an earlier point beside what the branch has made by layers or a norm."""
+    if not join.concatenates or _holds(other, join.fork):
+        return False
+    read = [operand for operand in join.operands if operand in flow and flow.depends(operand, other.fork)]
+    return bool(read) and all(node is not other.fork for operand in read for node, _ in affine_history(flow, operand))
 
 
 _GATES = {aten.sigmoid, aten.hardsigmoid}

@@ -222,6 +222,23 @@ def led_by_a_condition(net: Levels, h: Tensor, c: Tensor) -> Tensor:
     return h + net.after[0](h)
 
 
+def read_by_a_layer(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """What comes back from below is laid beside the level by a layer, which has it normed or convolved by then."""
+    first, second, _ = net.levels(h)
+    back = net.up[0](second)
+    back = back + torch.tanh(net.merge[0](torch.cat([F.layer_norm(back, back.shape[1:]), first], 1)))
+    return back + torch.tanh(net.merge[0](torch.cat([first, torch.sigmoid(net.lateral[0](back))], 1)))
+
+
+def read_by_a_later_layer(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """The same on one level: layers that each read a norm of the stream beside what the first one has made."""
+    first = h + net.blocks[0](h)
+    h = first + net.after[0](first)
+    for _ in range(2):
+        h = h + torch.tanh(net.merge[0](torch.cat([F.layer_norm(h, h.shape[1:]), first], 1)))
+    return h
+
+
 NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | None]]] = {
     pyramid: [("blocks.0", None), ("blocks.1", None), ("blocks.2", None), ("lateral.1", 3), ("lateral.0", 1)],
     heads_at_all_levels: [
@@ -283,6 +300,8 @@ NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | Non
     summed_under_a_condition: [("blocks.0", None), ("lateral.0", None), ("after.0", None), ("lateral.0", None)],
     added_again_under_a_condition: [("blocks.0", None), ("after.0", None), ("skip", 0)],
     led_by_a_condition: [("lateral.0", None), ("blocks.0", None), ("after.0", None)],
+    read_by_a_layer: [("blocks.0", None), ("blocks.1", None), ("merge.0", None), ("lateral.0", None)],
+    read_by_a_later_layer: [("blocks.0", None), ("after.0", None), ("merge.0", None), ("merge.0", None)],
     given_one_code: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
 }
 """By net, its branches in order by what they are named after, and the earlier points that they read."""
