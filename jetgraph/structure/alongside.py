@@ -45,11 +45,11 @@ def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
         together = side_by_side(summed, find_joins(summed))
         if together is not None:
             return together
-    if _left_out(group, walks):
+    if _apart(group, walks) > (0, 1):
         later = dataflow(_in_rounds(flow, group))
         again = _together(later, find_joins(later))
         others = _walks(later, again) if len(again) == len(group) else []
-        if others and _left_out(again, others) < _left_out(group, walks):
+        if others and _apart(again, others) < _apart(group, walks):
             flow, walks = later, others
     if not walks:
         return None
@@ -292,6 +292,11 @@ def _left_out(group: Iterable[Join], walks: Iterable[tuple[Walk, Lying]]) -> int
     """How many joins of a group make no value of a state, or one with which a walk only starts."""
     made = {node for walk, _ in walks for step in walk.steps for node in step.state if node not in walk.start}
     return sum(join.node not in made for join in group)
+
+
+def _apart(group: Iterable[Join], walks: Sequence[tuple[Walk, Lying]]) -> tuple[int, int]:
+    """How many joins of a group make no value of a state, and how many walks the others are divided over."""
+    return _left_out(group, walks), len(walks)
 
 
 def _conditions(flow: Dataflow, group: Iterable[Join]) -> set[fx.Node]:

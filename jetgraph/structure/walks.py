@@ -192,7 +192,7 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collectio
         ]
         if not beginnings:
             continue
-        at, start, step = min(beginnings, key=lambda one: (len(one[1]) != len(one[2].nexts), len(one[1])))
+        at, start, step = min(beginnings, key=_beginning)
         walk = Walk(at, start, _left(flow, start, tuple(_steps(flow, cuts, ends, joined, step))))
         if _loses(walk) or lying(walk.values) is None:
             other = other or walk
@@ -201,6 +201,15 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Collectio
         else:
             grown = grown or walk
     return grown or other
+
+
+def _beginning(first: tuple[fx.Node, tuple[fx.Node, ...], Step]) -> tuple[bool, int, int]:
+    """Which of several starts is a walk's, the least one: with as many values as the state after it has, with few, and
+    where each goes on as it is: not with half of it, or with tokens put beside it first.
+    """
+    _, start, step = first
+    single = (each for each in step.nexts if len(each.homes) == 1 and not each.gates)
+    return len(start) != len(step.nexts), len(start), sum(node not in start for each in single for node in each.skip)
 
 
 def _loses(walk: Walk) -> bool:

@@ -987,3 +987,40 @@ def test_layers_around_others_over_streams_that_are_put_side_by_side(layers: int
     assert [join.kind for join in outer] == ["identity"] * len(outer)
     assert len(graph.joins) == 2 * len(outer) + layers  # one inside of each branch
     assert check_values(subject(graph, example, other, torch.float64)) >= 4
+
+
+class Halved(nn.Module):
+    """Two streams with layers of their own, one after the other, which then read each other; one of them starts with a
+    mean, or a share, of several values.
+    """
+
+    def __init__(self, share: float, number: int) -> None:
+        super().__init__()
+        self.share = share
+        self.start, self.head = nn.ModuleList(nn.Linear(3, WIDTH) for _ in range(1 + number)), nn.Linear(WIDTH, 4)
+        self.own = nn.ModuleList(PreNorm(WIDTH).mlp for _ in range(4))
+        self.layers = nn.ModuleList(PreNorm(WIDTH).mlp for _ in range(4))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a, b, *others = (F.layer_norm(start(y if at else x), (WIDTH,)) for at, start in enumerate(self.start))
+        for other in others:
+            b = b + other
+        b = self.share * b
+        for layer in self.own[:2]:
+            a = F.layer_norm(a + layer(a), (WIDTH,))
+        for layer in self.own[2:]:
+            b = F.layer_norm(b + layer(b), (WIDTH,))
+        for one, other in zip(self.layers[::2], self.layers[1::2], strict=True):
+            a, b = F.layer_norm(a + one(a * b), (WIDTH,)), F.layer_norm(b + other(a * b), (WIDTH,))
+        return self.head(torch.cat([a, b], 1))
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.5, 2), (1 / 3, 3), (0.7, 2)])
+def test_a_state_starts_with_what_its_first_layers_add_to(share: float, number: int) -> None:
+    torch.manual_seed(0)
+    net = Halved(share, number).eval().double()
+    inputs, others = ({name: torch.randn(2, 4, 3).double() for name in "xy"} for _ in range(2))
+    graph = jg.trace(net, **inputs)
+    assert len(graph.streams) == 1
+    assert {join.kind for join in graph.joins} == {"identity"}
+    assert check_values(subject(graph, inputs, others, torch.float64)) >= 4
