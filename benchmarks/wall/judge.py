@@ -204,7 +204,7 @@ def _look(found: Finding, graph: jg.ResidualGraph, built: Built) -> None:
         found.verdict, found.reason = "joins", f"its code has {read.joins}: {read.read}"
     elif read is not None and read.kinds and read.counted() != found.kinds:
         found.verdict, found.reason = "joins", f"its code has branches of {read.kinds}"
-    elif not found.joins and (sums := exported_sums(model, given)):
+    elif read is None and not found.joins and (sums := exported_sums(model, given)):
         found.verdict, found.reason = "joins", f"no join was found; {sums[0]} is one"
     elif found.hidden is not None and found.hidden[0] < found.hidden[1]:
         found.verdict, found.reason = "joins", "not all hidden states are points"

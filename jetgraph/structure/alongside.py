@@ -21,7 +21,7 @@ from torch import fx
 
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow, dataflow
-from jetgraph.structure.joins import find_joins, find_sums, is_inside, with_depth
+from jetgraph.structure.joins import find_joins, find_sums, is_inside, is_read_by_layer, with_depth
 from jetgraph.structure.lines import gates
 from jetgraph.structure.operators import IDENTITY, SCALES, aten, mixes, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
@@ -212,7 +212,11 @@ def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Joi
         adds = join.fork in starts and not any(branch.node in found for branch in join.branches)
         if node not in found and (join.fork in found or adds):
             found[node] = join
-    laid = {node for node, join in found.items() if join.concatenates and _lays_streams(flow, join, found)}
+    laid = {
+        node
+        for node, join in found.items()
+        if join.concatenates and (_lays_streams(flow, join, found) or is_read_by_layer(flow, join, found))
+    }
     return with_depth([found[node] for node in flow.ordered(found.keys() - laid)])
 
 
@@ -314,8 +318,8 @@ def _shared(group: Iterable[Join]) -> set[fx.Node]:
 
 
 def _left_out(group: Iterable[Join], walks: Iterable[tuple[Walk, Lying]]) -> int:
-    """How many joins of a group make no value of a state."""
-    made = {node for walk, _ in walks for node in walk.values}
+    """How many joins of a group make no value of a state, or one with which a walk only starts."""
+    made = {node for walk, _ in walks for step in walk.steps for node in step.state if node not in walk.start}
     return sum(join.node not in made for join in group)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from math import prod
 from operator import getitem
 
 from torch import fx
 
+from jetgraph.algebra import sizes
 from jetgraph.algebra.outline import SkipKind
 from jetgraph.export.factors import is_nothing
 from jetgraph.structure.dataflow import Dataflow
@@ -230,6 +230,17 @@ def fills(operand: fx.Node, total: fx.Node) -> bool:
 
 def same_size(one: fx.Node, other: fx.Node) -> bool:
     """Two values have the same sizes, in whatever order and grouping."""
-    names = [sorted(size for size in node.meta["shape"] if isinstance(size, str)) for node in (one, other)]
-    numbers = [prod(size for size in node.meta["shape"] if isinstance(size, int)) for node in (one, other)]
+    names, numbers = zip(*(_sizes(node) for node in (one, other)), strict=True)
     return names[0] == names[1] and numbers[0] == numbers[1]
+
+
+def _sizes(node: fx.Node) -> tuple[list[str], int]:
+    """The open sizes of a value, and the product of the others: a dimension may be several that were merged."""
+    names, number = list[str](), 1
+    for size in node.meta["shape"]:
+        for factor in sizes.factors(size) if isinstance(size, str) else (size,):
+            if isinstance(factor, int) or factor.isdigit():
+                number *= int(factor)
+            else:
+                names.append(factor)
+    return sorted(names), number

@@ -25,7 +25,7 @@ from jetgraph.structure.gated import (
     with_one_layer,
     with_projection_held,
 )
-from jetgraph.structure.images import affine_past, fills, keeps_channels, same_size, widest
+from jetgraph.structure.images import affine_history, affine_past, fills, keeps_channels, same_size, widest
 from jetgraph.structure.lines import (
     Found,
     along,
@@ -135,7 +135,22 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     # A norm of the stream beside another point, for a layer of the branch to read, is nothing that a stream goes on in;
     # the norm of a line inside the branch is, as where a level comes back from below.
     nothing = join.kind == "none" and not any(mixes(node) for each in join.branches for node in each.region.nodes)
-    return (apart and not is_point(flow, join.fork, by_node)) or given or steers or (nothing and outside)
+    point = is_point(flow, join.fork, by_node) and not any(_lays_made(flow, join, other) for other in inside)
+    return (apart and not point) or given or steers or (nothing and outside)
+
+
+def is_read_by_layer(flow: Dataflow, join: Join, by_node: Found) -> bool:
+    """A concatenation is what a layer of a branch reads: an earlier point beside what the branch has made by then."""
+    holders = (other for other in by_node.values() if other is not join and _holds(other, join.node))
+    return any(_lays_made(flow, join, other) and _leads_only_to(join.node, other) for other in holders)
+
+
+def _lays_made(flow: Dataflow, join: Join, other: Join) -> bool:
+    """A concatenation in a branch lays an earlier point beside what the branch has made by layers or a norm."""
+    if not join.concatenates or _holds(other, join.fork):
+        return False
+    read = [operand for operand in join.operands if operand in flow and flow.depends(operand, other.fork)]
+    return bool(read) and all(node is not other.fork for operand in read for node, _ in affine_history(flow, operand))
 
 
 _GATES = {aten.sigmoid, aten.hardsigmoid}

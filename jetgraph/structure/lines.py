@@ -379,6 +379,34 @@ def is_given(flow: Dataflow, join: Join, by_node: Found) -> bool:
     return True
 
 
+def is_given_without_skip(flow: Dataflow, join: Join, by_node: Found) -> bool:
+    """What a join without a skip forks from is a condition: an operand is a stream that starts without it and is given
+    it by layers, the last of which is this one, as in h ⊙ s(c) + f(c), or starts with it and other values side by side;
+    and f(c) has no joins of its own.
+    """
+    streams = [branch.node for branch in join.branches if _starts_apart(flow, branch.node, join.fork, by_node)]
+    others = [branch.region for branch in join.branches if branch.node not in streams]
+    return bool(streams) and all(by_node.keys().isdisjoint(region.nodes) for region in others)
+
+
+def _starts_apart(flow: Dataflow, node: fx.Node, of: fx.Node, by_node: Found) -> bool:
+    """A value, or what it is a multiple of, is of a stream that starts with more than is made of another value, which
+    no join has made.
+    """
+    values = [node, *(one for one, _ in factored(flow, node))]
+    streams = [one for one in values if flow.depends(one, of) or gate(flow, one, by_node) is not None]
+    starts = (_start(flow, one, of, by_node) for one in streams)
+    found = [start for start in starts if start is not None and not flow.depends(of, start)]
+    first = not any(flow.depends(of, end) for end in by_node)
+    return any(not flow.depends(start, of) or (first and _is_beside_others(flow, start, of)) for start in found)
+
+
+def _is_beside_others(flow: Dataflow, node: fx.Node, of: fx.Node) -> bool:
+    """On the way from one value to another, what is made of it is put beside something else."""
+    joined = (one for one in flow.between(of, node) if packet_of(one) is aten.cat)
+    return any(not flow.depends(parent, of) for one in joined for parent in flow.parents[one])
+
+
 def _is_scaled_beside(flow: Dataflow, node: fx.Node, fork: fx.Node) -> bool:
     """What is put beside a fork is another value, of which that says no more than a factor for each number: as a
     recurrent unit reads cat(σ(g(h, x)) ⊙ h, x), where x is what its step is given, and h its state. A value that the

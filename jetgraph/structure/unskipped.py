@@ -11,7 +11,18 @@ from torch import fx
 from jetgraph.jets.registry import is_affine
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import affine_past, held_image, same_size
-from jetgraph.structure.lines import Found, along, behind, end_read, gate, is_point, line_to, point_above, reading
+from jetgraph.structure.lines import (
+    Found,
+    along,
+    behind,
+    end_read,
+    gate,
+    is_given_without_skip,
+    is_point,
+    line_to,
+    point_above,
+    reading,
+)
 from jetgraph.structure.operators import aten, mixes, packet_of
 from jetgraph.structure.regions import Join
 from jetgraph.structure.sums import KEEPING, Sum, bare, flattened, flowing_operands, is_sum, join_over
@@ -117,6 +128,8 @@ def without_skip(flow: Dataflow, total: Sum, by_node: Found) -> Join | None:
     if not outermost and len({end_read(flow, operand, by_node) for operand in flowing}) == 1:
         return None
     join = _of_branches(flow, total, _met(flow, total, of), by_node)
+    if join is not None and is_given_without_skip(flow, join, by_node):
+        return None
     moved = join and along(flow, join, by_node)
     return moved if outermost or moved is not join else None
 

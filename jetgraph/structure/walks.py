@@ -13,10 +13,11 @@ from itertools import permutations
 
 from torch import fx
 
+from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import held_image
 from jetgraph.structure.joins import only_steers
-from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes
+from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.pieces import lying
 from jetgraph.structure.regions import Join
 from jetgraph.structure.sums import KEEPING, flattened
@@ -206,7 +207,7 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Mapping[f
         if _loses(walk) or lying(flow, walk.values) is None:
             other = other or walk
         elif len(start) in (1, len(step.nexts)):
-            return max(filter(None, (walk, grown)), key=lambda one: len(one.steps))
+            return max(filter(None, (walk, grown)), key=lambda one: (len(_adding(one)), len(one.steps)))
         else:
             grown = grown or walk
     return grown or other
@@ -228,7 +229,7 @@ def _settled(flow: Dataflow, beginnings: Sequence[Beginning], joined: Mapping[fx
         for one in fewest
         if len(one[1]) == 1 and not any(node in joined for node in _branches(flow, one[1], one[2]))
     ]
-    chosen, *others = single or fewest
+    chosen, *others = sorted(single or fewest, key=_new)
     for other in others:
         way = way_from(flow, chosen[1], other[1])
         inside = {*chosen[1], *way}
@@ -242,6 +243,15 @@ def _parts(join: Join, values: Collection[fx.Node]) -> bool:
     """A join that keeps its fork would be the sum of that and another value, made in the midst of its branch."""
     made = (node for region in join.inside for node in region.nodes)
     return join.kind in KEEPING and join.fork in values and any(node in values for node in made)
+
+
+def _new(one: Beginning) -> int:
+    """How many values that a walk does not start with its first state goes on with: half of one, or one with tokens
+    put beside it.
+    """
+    _, start, step = one
+    single = (each for each in step.nexts if len(each.homes) == 1 and not each.gates)
+    return sum(node not in start for each in single for node in each.skip)
 
 
 def _loses(walk: Walk) -> bool:
@@ -323,7 +333,7 @@ def _following(
             step = _step(flow, state, at, live, affine=affine)
         else:
             step = None if affine else _map(flow, state, at, live)
-        if step is not None and len(step.nexts) <= len(state):
+        if step is not None and len(step.nexts) <= (1 if _lies_whole(state, step) else len(state)):
             whole = larger and any(node in joined for node in _branches(flow, state, step))
             return larger if whole else step
         larger = larger or step
@@ -333,6 +343,11 @@ def _following(
 def _branches(flow: Dataflow, state: Sequence[fx.Node], step: Step) -> tuple[fx.Node, ...]:
     """What lies between a state and what is added to it."""
     return way_from(flow, state, [branch for each in step.nexts for branch in each.branches])
+
+
+def _lies_whole(state: Sequence[fx.Node], step: Step) -> bool:
+    """A value of the next state is all of the one before, side by side: what is beside it is code of its branches."""
+    return any(packet_of(each.node) is aten.cat and {*state} <= {*nodes_in(each.node.args[:1])} for each in step.nexts)
 
 
 def _is_mixed(flow: Dataflow, state: Sequence[fx.Node], step: Step) -> bool:

@@ -1292,3 +1292,90 @@ def test_a_constant_that_attends_to_tokens_parts_no_layer_of_theirs(scaled: bool
     given = subject(graph, {"x": x}, {"x": torch.randn_like(x)}, torch.float64)
     assert check_values(given) >= 7
     check_slopes(given)
+
+
+class Rounding(Both):
+    """The same, of layers around another: h + f(norm(h + attention)), one after the other, or both at once."""
+
+    def forward(self, state: State, condition: Tensor) -> State:
+        factors = [made(F.silu(condition))[:, None].chunk(4, -1) for made in self.made]
+        read = torch.cat([read(F.layer_norm(h, (WIDTH,))) for read, h in zip(self.read, state, strict=True)], 1)
+        attended = F.scaled_dot_product_attention(*read.chunk(3, -1)).split([h.shape[1] for h in state], 1)
+        after = []
+        for h, made, given, mlp, (scale, gate, _, other) in zip(
+            state, attended, self.given, self.mlp, factors, strict=True
+        ):
+            inner = F.layer_norm(h + gate * given(made), (WIDTH,)) * (1 + scale)
+            after.append(h + other * mlp(inner))
+        return tuple(after)
+
+
+class Around(Two):
+    """Blocks of such layers over both, and some over both side by side."""
+
+    def __init__(self, layers: int, *, before: bool) -> None:
+        super().__init__(laid=True)
+        self.blocks = nn.ModuleList(Rounding(last=False) for _ in range(layers))
+        self.over, self.beyond = PreNorm(WIDTH).mlp, PreNorm(WIDTH).mlp
+        self.before = before
+
+    def forward(self, picture: Tensor, text: Tensor, time: Tensor) -> Tensor:
+        state: State = (self.start[0](picture), self.start[1](text))
+        for block in self.blocks:
+            state = block(state, self.condition(text, time))
+        whole = torch.cat([*reversed(state)] if self.before else state, 1)
+        for layer in (self.over, self.beyond):
+            whole = whole + layer(F.layer_norm(whole + torch.tanh(self.single(whole)), (WIDTH,)))
+        return self.head(whole[:, text.shape[1] :] if self.before else whole[:, : -text.shape[1]])
+
+
+@pytest.mark.parametrize(("layers", "before"), [(1, True), (1, False), (2, True)])
+def test_layers_around_others_over_streams_that_are_put_side_by_side(layers: int, before: bool) -> None:
+    torch.manual_seed(0)
+    net = Around(layers, before=before).eval().double()
+    shapes = {"picture": (2, 4, 3), "text": (2, 5, 4), "time": (2, 2)}
+    example, other = ({name: torch.randn(shape).double() for name, shape in shapes.items()} for _ in range(2))
+    graph = jg.trace(net, **example)
+    assert len(graph.streams) == 1
+    outer = [join for join in graph.joins if join.depth == 0]
+    assert [len(join.branches) for join in outer] == [*[2] * layers, 1, 1]
+    assert [join.kind for join in outer] == ["identity"] * len(outer)
+    assert len(graph.joins) == 2 * len(outer) + layers  # one inside of each branch
+    assert check_values(subject(graph, example, other, torch.float64)) >= 4
+
+
+class Halved(nn.Module):
+    """Two streams with layers of their own, one after the other, which then read each other; one of them starts with a
+    mean, or a share, of several values.
+    """
+
+    def __init__(self, share: float, number: int) -> None:
+        super().__init__()
+        self.share = share
+        self.start, self.head = nn.ModuleList(nn.Linear(3, WIDTH) for _ in range(1 + number)), nn.Linear(WIDTH, 4)
+        self.own = nn.ModuleList(PreNorm(WIDTH).mlp for _ in range(4))
+        self.layers = nn.ModuleList(PreNorm(WIDTH).mlp for _ in range(4))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a, b, *others = (F.layer_norm(start(y if at else x), (WIDTH,)) for at, start in enumerate(self.start))
+        for other in others:
+            b = b + other
+        b = self.share * b
+        for layer in self.own[:2]:
+            a = F.layer_norm(a + layer(a), (WIDTH,))
+        for layer in self.own[2:]:
+            b = F.layer_norm(b + layer(b), (WIDTH,))
+        for one, other in zip(self.layers[::2], self.layers[1::2], strict=True):
+            a, b = F.layer_norm(a + one(a * b), (WIDTH,)), F.layer_norm(b + other(a * b), (WIDTH,))
+        return self.head(torch.cat([a, b], 1))
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.5, 2), (1 / 3, 3), (0.7, 2)])
+def test_a_state_starts_with_what_its_first_layers_add_to(share: float, number: int) -> None:
+    torch.manual_seed(0)
+    net = Halved(share, number).eval().double()
+    inputs, others = ({name: torch.randn(2, 4, 3).double() for name in "xy"} for _ in range(2))
+    graph = jg.trace(net, **inputs)
+    assert len(graph.streams) == 1
+    assert {join.kind for join in graph.joins} == {"identity"}
+    assert check_values(subject(graph, inputs, others, torch.float64)) >= 4

@@ -223,6 +223,23 @@ def led_by_a_condition(net: Levels, h: Tensor, c: Tensor) -> Tensor:
     return h + net.after[0](h)
 
 
+def read_by_a_layer(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """What comes back from below is laid beside the level by a layer, which has it normed or convolved by then."""
+    first, second, _ = net.levels(h)
+    back = net.up[0](second)
+    back = back + torch.tanh(net.merge[0](torch.cat([F.layer_norm(back, back.shape[1:]), first], 1)))
+    return back + torch.tanh(net.merge[0](torch.cat([first, torch.sigmoid(net.lateral[0](back))], 1)))
+
+
+def read_by_a_later_layer(net: Levels, h: Tensor, c: Tensor) -> Tensor:
+    """The same on one level: layers that each read a norm of the stream beside what the first one has made."""
+    first = h + net.blocks[0](h)
+    h = first + net.after[0](first)
+    for _ in range(2):
+        h = h + torch.tanh(net.merge[0](torch.cat([F.layer_norm(h, h.shape[1:]), first], 1)))
+    return h
+
+
 NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | None]]] = {
     pyramid: [("blocks.0", None), ("blocks.1", None), ("blocks.2", None), ("lateral.1", 3), ("lateral.0", 1)],
     heads_at_all_levels: [
@@ -284,6 +301,8 @@ NETS: dict[Callable[[Levels, Tensor, Tensor], Tensor], list[tuple[str, int | Non
     summed_under_a_condition: [("blocks.0", None), ("lateral.0", None), ("after.0", None), ("lateral.0", None)],
     added_again_under_a_condition: [("blocks.0", None), ("after.0", None), ("skip", 0)],
     led_by_a_condition: [("lateral.0", None), ("blocks.0", None), ("after.0", None)],
+    read_by_a_layer: [("blocks.0", None), ("blocks.1", None), ("merge.0", None), ("lateral.0", None)],
+    read_by_a_later_layer: [("blocks.0", None), ("after.0", None), ("merge.0", None), ("merge.0", None)],
     given_one_code: [("blocks.0", None), ("after.0", None), ("blocks.0", None), ("blocks.0", 0), ("after.0", 1)],
 }
 """By net, its branches in order by what they are named after, and the earlier points that they read."""
@@ -534,3 +553,66 @@ def test_levels_that_come_back_inside_a_branch_have_their_joins(make: Callable[[
     graph = jg.trace(net, x)
     assert len(graph.joins) == joins
     assert check_values(subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)) >= 5
+
+
+class Modulated(nn.Module):
+    """Pixels, tokens, and pixels again, which a condition scales and shifts; the last time it is read as a scale, or as
+    a gate.
+    """
+
+    def __init__(self, last: str) -> None:
+        super().__init__()
+        self.last = last
+        self.stem, self.start = nn.Conv2d(3, 4, 1), nn.Linear(2, 5)
+        self.convolutions = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.scales = nn.ModuleList(nn.Linear(5, 8) for _ in range(2))
+        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU()) for _ in range(2))
+        self.head = nn.Linear(4, 2)
+
+    def modulated(self, h: Tensor, code: Tensor, at: int) -> Tensor:
+        scale, shift = self.scales[at](F.silu(code))[:, :, None, None].chunk(2, 1)
+        return h * torch.sigmoid(scale) + shift if at and self.last == "gate" else h * (1 + scale) + shift
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h, code = self.stem(x), torch.tanh(self.start(c))
+        for at, (convolution, layer) in enumerate(zip(self.convolutions, self.layers, strict=True)):
+            h = self.modulated(h + torch.tanh(convolution(h)), code, at)
+            tokens = h.flatten(2).transpose(1, 2)
+            tokens = tokens + layer(tokens)
+            h = tokens.transpose(1, 2).unflatten(2, h.shape[2:])
+        return self.head(tokens)
+
+
+class Timed(nn.Module):
+    """A token of the time stands beside the others, and scales and shifts what the last layer's norm gives."""
+
+    def __init__(self, last: str) -> None:
+        super().__init__()
+        self.last = last
+        self.stem, self.token, self.scale = nn.Linear(3, 4), nn.Linear(5, 4), nn.Linear(5, 8)
+        self.start, self.head = nn.Linear(2, 5), nn.Linear(4, 2)
+        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU()) for _ in range(4))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        code = torch.tanh(self.start(c))
+        tokens = [self.token(torch.tanh(code))[:, None], self.stem(x.flatten(2).transpose(1, 2))]
+        h = torch.cat(tokens[::-1] if self.last == "gate" else tokens, 1)
+        for layer in self.layers:
+            h = h + layer(h)
+        h = h[:, :-1] if self.last == "gate" else h[:, 1:]
+        scale, shift = self.scale(F.silu(code))[:, None].chunk(2, -1)
+        return self.head(F.layer_norm(h, (4,)) * (1 + scale) + shift)
+
+
+@pytest.mark.parametrize("last", ["scale", "gate"])
+@pytest.mark.parametrize("kind", [Modulated, Timed])
+def test_what_scales_and_shifts_a_stream_last_is_a_condition(kind: type[nn.Module], last: str) -> None:
+    torch.manual_seed(0)
+    net = kind(last).eval().double()
+    inputs, others = ({"x": torch.randn(2, 3, 4, 5).double(), "c": torch.randn(2, 2).double()} for _ in range(2))
+    graph = jg.trace(net, **inputs)
+    assert len(graph.streams) == 1
+    assert len(graph.joins) == 4
+    assert {join.kind for join in graph.joins} == {"identity"}
+    assert {join.depth for join in graph.joins} == {0}
+    assert check_values(subject(graph, inputs, others, torch.float64)) >= 4

@@ -621,8 +621,9 @@ _DENOISERS: dict[str, Net] = {
     ),
     "wan_vace": _net(
         "WanVACETransformer3DModel",
-        14,
-        "3 joins in each of 2 blocks, and what a control stream of 2 such blocks has made is added after each",
+        12,
+        "3 joins in each of 2 blocks and of 2 of a control stream; what that has made is added with the feed-forwards "
+        "of the others, as a second branch of these joins (first read as joins of their own, 14)",
         {
             "num_attention_heads": 2,
             "attention_head_dim": 12,
@@ -656,8 +657,9 @@ _DENOISERS: dict[str, Net] = {
     ),
     "z_image": _net(
         "ZImageTransformer2DModel",
-        6,
-        "text and picture refined by a block each, 2 joins of two branches; 2 blocks over both",
+        8,
+        "text and picture refined by a block each, one by one, as neither reads the other; 2 blocks over both (first "
+        "read as 6, with joins of two branches)",
         {
             "in_channels": 4,
             "dim": 16,
@@ -970,8 +972,9 @@ _AUTOENCODERS: dict[str, Net] = {
     ),
     "kl_cogvideox": _net(
         "AutoencoderKLCogVideoX",
-        10,
-        "2 residual blocks, 2 at the bottom, 2 at the bottom, 4; norms of the decoder read the code",
+        11,
+        "2 residual blocks, 2 at the bottom, 2 at the bottom, 4; norms of the decoder read the code, the last one in "
+        "the head, which so reads two points, and forks at one where they lie side by side (first overlooked, 10)",
         {**_AUTO, "down_block_types": ("CogVideoXDownBlock3D",) * 2, "up_block_types": ("CogVideoXUpBlock3D",) * 2},
         {"sample": (2, 3, 1, 16, 16)},
     ),

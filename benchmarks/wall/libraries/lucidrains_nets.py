@@ -271,15 +271,18 @@ NETS: dict[str, Net] = {
     "perceiver_inverted": _perceiver(Perceiver, inverted_cross_attn=True),
     "perceiver_attn_residual": _perceiver(
         Perceiver,
-        7,
-        LATENTS + "; after each block attention over what all blocks have made, which is a map",
+        8,
+        LATENTS
+        + "; a list of what blocks have made, which the second one is put into with four of them nested, and over "
+        "which there is attention after each (first read as a map, 7)",
         attn_residual=True,
         attn_residual_rank=4,
     ),
     "perceiver_two_way": _perceiver(
         TwoWay,
-        10,
-        "7 on latents, as in the others, and 3 on the data: linear attention, attention to latents, feed-forward",
+        11,
+        "8 on latents, of which the first is one here, since the data are a stream beside them, and 3 on the data: "
+        "linear attention, attention to latents, feed-forward (first read as 10, as if the latents began a stream)",
         fourier_encode_data=False,
     ),
     "perceiver_gated": _perceiver(GatedPerceiver, 7, LATENTS + "; attentions are added by GRU cells"),

@@ -411,9 +411,9 @@ NETS: dict[str, Net] = {
     "raft small": Net(
         drawn(lambda: Flow(((3, 3),), mask=False)),
         lambda: tuple(torch.randn(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))),
-        16,
-        "6 blocks in either encoder, (1 − z) h + z q in each of two updates, the flow that the second update adds to, "
-        "and the flow beside its own features in the second",
+        17,
+        "6 blocks in either encoder, (1 − z) h + z q in each of two updates, the flow that each adds to, which is "
+        "beside h from the first on (read as if it started there, 16), and that beside its own features in the second",
     ),
     "raft large": Net(
         drawn(lambda: Flow(((1, 5), (5, 1)), mask=True)),
