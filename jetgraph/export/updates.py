@@ -50,7 +50,8 @@ def write_updates_as_sums(graph: fx.Graph) -> None:
         elif node.target in _READS:
             _write_overwritten(node, written)
         elif node.target is aten.cat.default:
-            _write_concatenated(node)
+            if not _is_left_alone(node):
+                _write_concatenated(node)
         elif node.target is aten.where.self:
             _write_chosen(node)
     graph.eliminate_dead_code()
@@ -108,6 +109,29 @@ def _read_past_writes(node: fx.Node) -> None:
             break
         base = base.args[0]
     node.args = (base, *node.args[1:])
+
+
+def _is_left_alone(node: fx.Node) -> bool:
+    """All that is read of a concatenation is one of its operands, as queries are of queries beside a text: that stands
+    for it now, and what is beside it has no say.
+    """
+    dim = node.args[1] if len(node.args) > 1 else 0
+    pieces = [_piece(user) for user in node.users]
+    if not pieces or any(piece is None or piece.dim != dim % len(node.meta["shape"]) for piece in pieces):  # type: ignore[operator]
+        return False
+    start: Any = 0
+    operands: Any = node.args[0]
+    for operand in operands:
+        length = operand.meta["shape"][dim] if _is_float(operand) else None
+        stop = END if operand is operands[-1] else start + length if isinstance(length, int) else None
+        if stop is None:
+            return False
+        if all((piece.start, piece.stop) == (start, stop) for piece in pieces if piece is not None):
+            for user in node.users:
+                user.replace_all_uses_with(operand)
+            return True
+        start = stop
+    return False
 
 
 def entries(node: fx.Node) -> tuple[int, int, int] | None:

@@ -22,7 +22,7 @@ from torch import fx
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.joins import find_joins, find_sums, is_inside, is_read_by_layer, with_depth
-from jetgraph.structure.lines import gates
+from jetgraph.structure.lines import Found, gates
 from jetgraph.structure.operators import IDENTITY, SCALES, aten, mixes, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
 from jetgraph.structure.reach import above
@@ -164,15 +164,26 @@ def _together(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
         group = _reading_each_other(flow, joins) or _crossing(flow, joins)
     if not group:
         return ()
-    # The last state may be made by joins of which none reads another one, and go into a sum of its values.
+    # The last state may be made by joins of which none reads another one: they go into a sum of its values, or each adds
+    # to a piece of what the one before has become.
     ends = {join.node: join for join in joins}
     for join in joins:
         known = {other.node for other in group}
         read = gates(flow, join.fork, ends) if join.depth == 0 else set()
         mixes_them = len(read) > 1 or (join.kind == "gated" and join.fork in known)
-        if join not in group and mixes_them and read <= known:
+        if join not in group and read and read <= known and (mixes_them or _adds_beside(flow, join, group, read, ends)):
             group += (join,)
     return group
+
+
+def _adds_beside(flow: Dataflow, join: Join, group: Sequence[Join], read: set[fx.Node], ends: Found) -> bool:
+    """No join of the group is made of a join, and it adds to another piece of one state than one of them does."""
+    return not any(flow.depends(other.fork, join.node) for other in group) and any(
+        other.fork is not join.fork
+        and not flow.depends(join.node, other.node)
+        and gates(flow, other.fork, ends) == read
+        for other in group
+    )
 
 
 def _crossing(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
