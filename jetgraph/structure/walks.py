@@ -20,7 +20,7 @@ from jetgraph.structure.joins import only_steers
 from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.pieces import lying
 from jetgraph.structure.regions import Join
-from jetgraph.structure.sums import KEEPING, flattened
+from jetgraph.structure.sums import flattened
 
 Cuts = Mapping[fx.Node, tuple[fx.Node, ...]]
 """By node, what is made up to there and read later; in execution order."""
@@ -213,16 +213,15 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Mapping[f
     return grown or other
 
 
-def _settled(flow: Dataflow, beginnings: Sequence[Beginning], joined: Mapping[fx.Node, Join]) -> Beginning:
+def _settled(flow: Dataflow, beginnings: Sequence[Beginning], joined: Collection[fx.Node]) -> Beginning:
     """Of several beginnings with as few values the first one, or a later one that has an affine image of each of its
     values: what comes in up to there, as positions and a class token do, is added by no layer. Of those with one value,
-    preferably one with no whole joins in its branches; of several none that parts a point from what is added to it.
+    preferably one with no whole joins in its branches.
     """
 
     def number(one: Beginning) -> tuple[bool, int]:
         return len(one[1]) != len(one[2].nexts), len(one[1])
 
-    beginnings = [one for one in beginnings if not any(_parts(join, one[1]) for join in joined.values())] or beginnings
     fewest = [one for one in beginnings if number(one) == min(map(number, beginnings))]
     single = [
         one
@@ -237,12 +236,6 @@ def _settled(flow: Dataflow, beginnings: Sequence[Beginning], joined: Mapping[fx
         if apart and not any(map(mixes, way)) and all(flow.affine(node, inside) for node in way):
             chosen = other
     return chosen
-
-
-def _parts(join: Join, values: Collection[fx.Node]) -> bool:
-    """A join that keeps its fork would be the sum of that and another value, made in the midst of its branch."""
-    made = (node for region in join.inside for node in region.nodes)
-    return join.kind in KEEPING and join.fork in values and any(node in values for node in made)
 
 
 def _new(one: Beginning) -> int:

@@ -1250,50 +1250,6 @@ def test_streams_whose_layers_share_where_they_look(direct: bool) -> None:
     check_slopes(given)
 
 
-class ClassAttention(nn.Module):
-    """Layers with scales over tokens; then a constant that attends to them in further layers, put before them."""
-
-    def __init__(self, *, scaled: bool) -> None:
-        super().__init__()
-        self.start, self.token = nn.Linear(3, WIDTH), nn.Parameter(torch.randn(1, 1, WIDTH))
-        self.scales = nn.ParameterList(torch.rand(WIDTH) if scaled else torch.ones(()) for _ in range(8))
-        self.layers = nn.ModuleList(nn.MultiheadAttention(WIDTH, 2, batch_first=True) for _ in range(4))
-        self.mlps = nn.ModuleList(PreNorm(WIDTH).mlp for _ in range(4))
-        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(9))
-        self.head = nn.Linear(WIDTH, 4)
-
-    def attended(self, at: int, one: Tensor, read: Tensor) -> Tensor:
-        return self.scales[at] * self.layers[at](one, read, read, need_weights=False)[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        h, token = self.start(x), self.token.expand(x.shape[0], -1, -1)
-        for at in (0, 1):
-            n = self.norms[at](h)
-            h = h + self.attended(at, n, n)
-            h = h + self.scales[4 + at] * self.mlps[at](self.norms[4 + at](h))
-        for at in (2, 3):
-            n = self.norms[at](torch.cat([token, h], 1))
-            token = token + self.attended(at, n[:, :1], n)
-            token = token + self.scales[4 + at] * self.mlps[at](self.norms[4 + at](token))
-        return self.head(self.norms[8](torch.cat([token, h], 1))[:, 0])
-
-
-@pytest.mark.parametrize("scaled", [True, False])
-@torch.no_grad()
-def test_a_constant_that_attends_to_tokens_parts_no_layer_of_theirs(scaled: bool) -> None:
-    torch.manual_seed(0)
-    net = ClassAttention(scaled=scaled).eval().double()
-    x = torch.randn(2, 5, 3, dtype=torch.float64)
-    graph = jg.trace(net, x, dynamic=False)
-    assert {join.depth for join in graph.joins} == {0}
-    kinds = [(join.kind, *(branch.kind for branch in join.branches)) for join in graph.joins]
-    layers = [("identity", "attn"), ("identity", "mlp")]
-    assert kinds == [*layers, *layers, ("identity", "mlp"), *layers, ("concat", "skip")]
-    given = subject(graph, {"x": x}, {"x": torch.randn_like(x)}, torch.float64)
-    assert check_values(given) >= 7
-    check_slopes(given)
-
-
 class Rounding(Both):
     """The same, of layers around another: h + f(norm(h + attention)), one after the other, or both at once."""
 

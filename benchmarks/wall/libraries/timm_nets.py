@@ -789,9 +789,8 @@ NETS: dict[str, Net] = {
     ),
     "cait": _net(
         "cait.Cait",
-        8,
-        "2 blocks: attention, mlp; 2 of the class token, which begins with the first attention; tokens put beside it "
-        "(7 at first: without that)",
+        7,
+        "2 blocks: attention, mlp; 2 of the class token, which begins with the first attention",
         init_values=0.3,
         **_VIT,
     ),
