@@ -225,11 +225,13 @@ class JointLens(Result):
         places = range(columns)
         below.plot(places, self.uniform[part].numpy(), "o:", color=OTHER, markersize=3, label="uniform weights")
         below.plot(places, self.remainder[part].numpy(), "o-", color=GIVES, markersize=3, label="best weights")
-        below.set_yscale("log")
-        span = float(self.uniform[part].max() / self.remainder[part].min().clamp_min(1e-12))
-        below.yaxis.set_major_locator(LogLocator(subs=(1.0,) if span > 100 else (1.0, 2.0, 5.0)))
-        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        below.yaxis.set_minor_formatter(NullFormatter())
+        # Behind an affine decoder nothing is left, and zeros have no logarithm.
+        if bool((self.uniform[part] > 0).any() or (self.remainder[part] > 0).any()):
+            below.set_yscale("log")
+            span = float(self.uniform[part].max() / self.remainder[part].min().clamp_min(1e-12))
+            below.yaxis.set_major_locator(LogLocator(subs=(1.0,) if span > 100 else (1.0, 2.0, 5.0)))
+            below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            below.yaxis.set_minor_formatter(NullFormatter())
         below.set_ylabel("‖output − lens‖\n/ ‖output‖", fontsize=8)
         below.set_xticks(places, heads, rotation=60, ha="right", fontsize=7, parse_math=False)
         below.set_xlabel("input token" if self.positions else "input", fontsize=9)

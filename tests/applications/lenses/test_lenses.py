@@ -1221,3 +1221,24 @@ def test_what_is_told_by_token_is_the_token_s(order: tuple[int, int, int], norme
     np.testing.assert_allclose(found.outside, expected.outside)
     if normed:
         assert np.isfinite(expected.outside[0]).all()
+
+
+def test_a_joint_lens_that_leaves_nothing_is_drawn_without_a_logarithm() -> None:
+    """As behind an affine decoder, of which jets of order 1 are all."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+
+    class Affine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch, self.head = net, nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + self.branch(x))
+
+    given = {"x": torch.randn(2, 4, generator=torch.Generator().manual_seed(0))}
+    lens = jg.joint_lens(jg.trace(Affine().eval(), **given, dynamic=False), given)
+    assert bool((lens.remainder == 0).all())
+    assert bool((lens.uniform == 0).all())
+    assert lens.figure().axes[1].get_yscale() == "linear"
+    assert jg.joint_lens("demo", "Raise Value").figure().axes[1].get_yscale() == "log"
