@@ -372,6 +372,8 @@ def is_given(flow: Dataflow, join: Join, by_node: Found) -> bool:
         # are added themselves, be it to a part of the places.
         learned = join.kind == "projection" and join.skip is not None and any(map(mixes, join.skip.nodes))
         scaled = [node for node, _ in factored(flow, branch.node)] if learned or join.kind == "gated" else []
+        # A number for many places, such as the weight of an edge, is no stream.
+        scaled = [node for node in scaled if same_size(node, branch.node)]
         starts = (_start(flow, node, join.fork, by_node) for node in (branch.node, *scaled))
         start = next((node for node in starts if node is not None), None)
         if start is None or flow.depends(start, join.fork) or flow.depends(join.fork, start):

@@ -245,6 +245,9 @@ def test_attention_over_neighbours_has_heads(how: str) -> None:
         jg.attention_patterns(graph, x)
 
 
+SENT, TO = torch.tensor([[0, 1, 2, 3, 0, 2, 1, 3], [1, 2, 3, 0, 0, 0, 1, 2]])
+
+
 class Additive(Attention):
     """Scores that are sums of what layers make of keys, and of queries, with an activation before the softmax."""
 
@@ -257,13 +260,13 @@ class Additive(Attention):
     def branch(self, h: Tensor) -> Tensor:
         keys, queries = self.of_keys(h), self.of_queries(h)
         if self.how == "neighbours":
-            scores = F.leaky_relu(keys[self.source] + queries[self.target])
-            largest = scores.new_zeros(len(h), 1).scatter_reduce(0, self.target[:, None], scores, "amax")
-            weights = (scores - largest[self.target]).exp()
-            total = weights.new_zeros(len(h), 1).index_add(0, self.target, weights)
-            weights = weights / (total.index_select(0, self.target) + 1e-9)
-            made = weights * self.value(h)[self.source]
-            return self.out(torch.zeros_like(h).index_add(0, self.target, made))
+            scores = F.leaky_relu(keys[SENT] + queries[TO])
+            largest = scores.new_zeros(len(h), 1).scatter_reduce(0, TO[:, None], scores, "amax")
+            weights = (scores - largest[TO]).exp()
+            total = weights.new_zeros(len(h), 1).index_add(0, TO, weights)
+            weights = weights / (total.index_select(0, TO) + 1e-9)
+            made = weights * self.value(h)[SENT]
+            return self.out(torch.zeros_like(h).index_add(0, TO, made))
         scores = F.leaky_relu(keys.T + queries)
         if self.how == "softmax":
             weights = torch.softmax(scores, -1)
@@ -282,3 +285,36 @@ def test_a_sum_of_scores_is_no_join(how: str) -> None:
     graph = jg.trace(net, x)
     assert [(join.kind, join.depth, len(join.branches)) for join in graph.joins] == [("identity", 0, 1)] * 2
     assert check_values(subject(graph, {"input": x}, {"input": x.flip(0)}, torch.float64)) >= 2
+
+
+class Again(nn.Module):
+    """Layers over neighbours by weights of edges, to which what the first one reads is added again by another layer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+        self.layers, self.again = (nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3)) for _ in range(2))
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        x = h = self.first(x).relu()
+        for layer, again in zip(self.layers, self.again, strict=True):
+            if self.how == "edges":
+                messages = weights[:, None] * layer(h)[SOURCE]
+                made = torch.zeros_like(h).index_add(0, TARGET, messages)
+            elif self.how == "nodes":
+                made = torch.tanh(layer(h)) * weights[:NODES, None]
+            else:
+                made = layer(h) * weights[:1]
+            h = torch.relu(made + again(x))
+        return self.last(h)
+
+
+@pytest.mark.parametrize("how", ["edges", "nodes", "all"])
+@torch.no_grad()
+def test_weights_of_edges_are_no_stream_that_a_layer_reads(how: str) -> None:
+    torch.manual_seed(0)
+    net, x = Again(how).double().eval(), torch.randn(NODES, WIDTH).double()
+    weights = torch.rand(len(SOURCE)).double()
+    graph = jg.trace(net, x, weights, dynamic=False)
+    assert [join.kind for join in graph.joins].count("projection") == (3 if how == "nodes" else 2)

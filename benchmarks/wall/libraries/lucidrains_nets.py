@@ -328,8 +328,9 @@ NETS: dict[str, Net] = {
         ),
         lambda: {"input": torch.randn(2, LENGTH, WIDTH)},
         4,
+        # Two of each at first: what is light and what is heavy are two branches.
         "2 blocks of light attention beside heavy attention of the tokens that a router takes, feed-forward likewise",
-        KINDS,
+        "attn 4, mlp 4",
     ),
     "hyper_vit": Net(
         lambda: stirred(

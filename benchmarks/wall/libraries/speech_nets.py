@@ -189,7 +189,8 @@ SPEECHBRAIN: dict[str, Net] = {
             se_channels=8,
         ),
         frames(2, 20, WIDTH),
-        10,
+        7,
+        # 10 at first: the sums of pieces in a block are made of what comes from outside, as in Res2Net.
         "3 blocks h + se(tdnn(...)), in each a concatenation of pieces is nested; cat(h1, h2, h3)",
     ),
     "crdnn": _net(
@@ -202,8 +203,9 @@ SPEECHBRAIN: dict[str, Net] = {
             dnn_blocks=1,
         ),
         frames(2, 20, WIDTH),
-        0,
-        "none: convolutions, recurrent layers, linear layers",
+        39,
+        # 0 at first: its recurrent layers are loops over time, and a step whose gate is made of the state is a join.
+        "z h + (1 - z) f(h) for each of 20 frames but the first, in 2 layers; the frames side by side in the last one",
     ),
     "conv_tasnet": _net(
         lambda: MaskNet(WIDTH, 8, 12, 3, 2, 2, 2),
@@ -249,8 +251,9 @@ SPEECHBRAIN: dict[str, Net] = {
             upsample_factors=[2, 2],
         ),
         frames(2, 8, 6),
-        14,
-        "2 levels, each a mean of 2 blocks (no skip), each of 3 layers h + f(h)",
+        12,
+        # 14 at first: the mean adds up what the last layers add, and is no join besides.
+        "2 levels, each a mean of 2 blocks, each of 3 layers h + f(h)",
     ),
     "resnet": _net(
         lambda: ResNet(WIDTH, channels=[4, 4, 8, 8], block_sizes=[1, 1, 1, 1], lin_neurons=8),
@@ -305,8 +308,8 @@ AUDIO: dict[str, Net] = {
             n_classes=16,
             hop_length=4,
             n_res_block=2,
-            n_rnn=12,
-            n_fc=12,
+            n_rnn=10,
+            n_fc=14,
             kernel_size=5,
             n_freq=8,
             n_hidden=8,
@@ -314,6 +317,7 @@ AUDIO: dict[str, Net] = {
         ),
         lambda: {"waveform": torch.randn(2, 1, 16), "specgram": torch.randn(2, 1, 8, 8)},
         4,
+        # Widths that differ: a piece of a beside as much else as is missing would be a part of it that is carried on.
         "h + gru(h), h + gru(cat(h, a)); and 2 of the residual net of the spectrogram, which gives a",
     ),
     "wav2letter": _net(
@@ -360,8 +364,10 @@ AUDIO: dict[str, Net] = {
     "hdemucs": _net(
         lambda: models.HDemucs(sources=["a", "b"], audio_channels=1, channels=4, nfft=64, depth=2),
         frames(1, 1, 256, name="input"),
-        0,
-        "nobody has read how its two U-nets, on waves and on spectrograms, lie together",
+        8,
+        # Read after it was traced.
+        "2 layers h + f(h) in each of 3 encoder layers, of which the last is of both towers; and in either tower what "
+        "comes back from there is added to what the first layer has made",
     ),
     "tacotron2": _net(
         lambda: First(

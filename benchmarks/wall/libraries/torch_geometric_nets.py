@@ -296,8 +296,9 @@ NETS: dict[str, Net] = {
     ),
     "arma": _layers(
         partial(ARMAConv, WIDTH, WIDTH, num_stacks=1, num_layers=2),
-        6,
-        "relu(A h W + V e), twice in each layer: e is added again",
+        3,
+        # 6 at first: in the first of both e is h, and both are linear in it.
+        "relu(A h W + V e), twice in each layer: e is added again in the second",
     ),
     "cheb": _layers(partial(ChebConv, WIDTH, WIDTH, K=3), 0, "none that is told: sums of linear images of h"),
     "tag": _layers(partial(TAGConv, WIDTH, WIDTH, K=2), 0, "none that is told: W0 h + W1 A h + W2 A A h is linear"),
@@ -334,7 +335,8 @@ NETS: dict[str, Net] = {
         "norm(h + conv) + norm(h + attn): no skip, and a join inside of each; then h + mlp",
         act=same,
     ),
-    "jumping": Net(lambda: measured(_Remembering()), graph, 3, "cat(all layers, attention over them)", "attn 3"),
+    # Attention 3 at first: that of the first layer is over one.
+    "jumping": Net(lambda: measured(_Remembering()), graph, 3, "cat(all layers, attention over them)", "attn 2, mlp 1"),
     "reversible": Net(partial(_Reversible, 2, True), graph, 6, "y1 = x1 + f(x2), y2 = x2 + g(y1) in 3 blocks", "mlp 6"),
     "dimenet": Net(
         _Directional,
@@ -373,8 +375,10 @@ NETS: dict[str, Net] = {
     "polynormer": Net(
         lambda: measured(models.Polynormer(WIDTH, 6, CLASSES, local_layers=3, global_layers=2, heads=2)),
         partial(graph, batch=lambda: torch.zeros(NODES, dtype=torch.long)),
-        7,
-        "A h V + W h, then 0.1 norm(g(h) x) + 0.9 x, in 3 layers, and their sum",
+        2,
+        # 7 at first: A h V + W h is linear, nothing mixes in the norm of a product, and only of the first layer all
+        # passes the sum of 0.1 norm(g(h) x) and 0.9 x.
+        "0.1 norm(g(h) x) + 0.9 x with x made of h, which is without a skip, in the first of 3 layers; the sum of all",
     ),
     "graph_unet": Net(
         lambda: models.GraphUNet(WIDTH, WIDTH, CLASSES, depth=2), graph, 2, "what came down plus what comes back up"
@@ -382,8 +386,9 @@ NETS: dict[str, Net] = {
     "linkx": Net(
         lambda: models.LINKX(NODES, WIDTH, WIDTH, CLASSES, num_layers=2),
         graph,
-        2,
-        "h + W h of the edges, and x + V x of the nodes added to it",
+        1,
+        # 2 at first: of the nodes nothing but an image is added, which is made of another input.
+        "h + W h of the edges, to which x + V x of the nodes is added",
     ),
     "point_gnn": Net(
         lambda: _Points(),
@@ -394,7 +399,8 @@ NETS: dict[str, Net] = {
     ),
 }
 NETS["local_extremum"] = _layers(partial(LEConv, WIDTH, WIDTH), 0, "none: W h + sum of (U h_i - V h_j) is linear")
-NETS["simple_spectral"] = _layers(partial(SSGConv, WIDTH, WIDTH, 0.1, 2), 0, "none that is told: linear in h")
+# None at first: what is gathered from neighbours mixes, also without weights, beside a multiple of h itself.
+NETS["simple_spectral"] = _layers(partial(SSGConv, WIDTH, WIDTH, 0.1, 2), 3, "0.1 h + 0.45 (A h + A A h)", "mix 6")
 NETS["mix_hop"] = Net(lambda: _Hops(), graph, 0, "none: cat of linear images of h")
 
 
