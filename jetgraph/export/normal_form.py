@@ -46,6 +46,7 @@ def normalise(graph: fx.Graph) -> None:
     _resolve_types(graph)
     _drop_empty_parts(graph)
     _drop_identities(graph)
+    _join_equal_sums(graph)
     call_attention_as_models_do(graph)
     _write_constant_powers_as_ones(graph)
     _write_norms_by_running_statistics_alike(graph)
@@ -129,6 +130,17 @@ def _drop_identities(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and _does_nothing(node):
             _replace(node, node.args[0])
+
+
+def _join_equal_sums(graph: fx.Graph) -> None:
+    """A sum that the code writes twice, h + d + f(h + d), is one value."""
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.target is not aten.add.Tensor:
+            continue
+        known = first.setdefault((*node.args, *node.kwargs.items()), node)
+        if known is not node:
+            _replace(node, known)
 
 
 def _replace(node: fx.Node, value: Any) -> None:

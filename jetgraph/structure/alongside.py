@@ -164,7 +164,7 @@ def _together(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
         group = _reading_each_other(flow, joins) or _crossing(flow, joins)
     if not group:
         return ()
-    # The last state may be made by joins of which none reads another one: they go into a sum of its values, or each adds
+    # The last state may be made by joins of which none reads another: they go into a sum of its values, or each adds
     # to a piece of what the one before has become.
     ends = {join.node: join for join in joins}
     for join in joins:
