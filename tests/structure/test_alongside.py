@@ -1335,3 +1335,82 @@ def test_a_state_starts_with_what_its_first_layers_add_to(share: float, number: 
     assert len(graph.streams) == 1
     assert {join.kind for join in graph.joins} == {"identity"}
     assert check_values(subject(graph, inputs, others, torch.float64)) >= 4
+
+
+class TwoKinds(nn.Module):
+    """Queries and words in one tensor: they attend together; feed-forward layers, and the norms after them, are each
+    kind's own (a multiway transformer, normed after its sums). Queries may read something else besides.
+    """
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.queries = nn.Parameter(torch.randn(1, 3, WIDTH))
+        self.words, self.seen, self.head = nn.Linear(4, WIDTH), nn.Linear(4, WIDTH), nn.Linear(WIDTH, 2)
+        self.attention = nn.ModuleList(nn.MultiheadAttention(WIDTH, 2, batch_first=True) for _ in range(4))
+        self.mlps = nn.ModuleList(PreNorm(WIDTH).mlp for _ in range(4))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(8))
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        h, e = torch.cat([self.queries.expand(len(x), -1, -1), self.words(x)], 1), self.seen(e)
+        for at in (0, 1):
+            of_queries, of_words, after, crossed = self.norms[4 * at : 4 * at + 4]
+            if self.way == "one norm":
+                of_words = of_queries
+            h = after(h + self.attention[at](h, h, h, need_weights=False)[0])
+            q, t = h[:, :3], h[:, 3:]
+            if self.way == "crossed":
+                q = crossed(q + self.attention[2 + at](q, e, e, need_weights=False)[0])
+            h = torch.cat([of_queries(q + self.mlps[at](q)), of_words(t + self.mlps[2 + at](t))], 1)
+        return self.head(h[:, :3] if self.way == "queries" else h)
+
+
+@pytest.mark.parametrize(
+    ("way", "kinds"),
+    [
+        ("own norms", ["attn", "mlp", "mlp"] * 2),
+        ("one norm", ["attn", "mlp", "mlp"] * 2),
+        ("crossed", ["attn", "attn", "mlp", "mlp"] * 2),
+        ("queries", ["attn", "mlp", "mlp", "attn", "mlp"]),
+    ],
+)
+@torch.no_grad()
+def test_tokens_of_two_kinds_are_one_stream_to_the_end(way: str, kinds: list[str]) -> None:
+    torch.manual_seed(0)
+    net = TwoKinds(way).eval().double()
+    given = {"x": torch.randn(2, 5, 4, dtype=torch.float64), "e": torch.randn(2, 4, 4, dtype=torch.float64)}
+    graph = jg.trace(net, inputs=given)
+    assert [branch.kind for join in graph.joins for branch in join.branches] == kinds
+    assert len(graph.streams) == 1
+    assert {join.depth for join in graph.joins} == {0}
+    others = {name: value.flip(0) for name, value in given.items()}
+    assert distance(graph(**others), net(**others)) < EXACT
+    assert check_values(subject(graph, given, others, torch.float64)) >= len(kinds)
+
+
+class Twice(nn.Module):
+    """A layer reads the sum that it is added to, and the code writes that sum down twice."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(WIDTH, 5), nn.Tanh(), nn.Linear(5, WIDTH)) for _ in range(4)
+        )
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, h: Tensor) -> Tensor:
+        for at in (0, 2):
+            d = self.layers[at](h)
+            h = torch.add(h, d, alpha=self.alpha) + self.layers[at + 1](torch.add(h, d, alpha=self.alpha))
+        return self.head(h)
+
+
+@pytest.mark.parametrize("alpha", [1, 0.5])
+@torch.no_grad()
+def test_a_sum_that_is_written_twice_is_one_point(alpha: float) -> None:
+    torch.manual_seed(0)
+    net, h = Twice(alpha).eval().double(), torch.randn(2, 3, WIDTH, dtype=torch.float64)
+    graph = jg.trace(net, h)
+    assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0)] * 4
+    assert check_values(subject(graph, {"h": h}, {"h": h.flip(0)}, torch.float64)) >= 4
