@@ -10,6 +10,7 @@
     where(c, h + y, h), where(c, h + y, h + z)                     → h + where(c, y, 0), h + where(c, y, z)
     where(c, f(h), h)                                              → where(c, f(h), 0) + where(c, 0, h)
     select(select_scatter(h, y, 0, i), 0, i), and slices           → y
+    cat(q, t)[:, :a], where that is q and t is not read            → q
 
 What reads h[a:b] + y besides is given that part of the sum, so that it lies after the join. Values stay as they are, to
 the bit but for sums of several summands at one place.
