@@ -133,14 +133,19 @@ def _drop_identities(graph: fx.Graph) -> None:
 
 
 def _join_equal_sums(graph: fx.Graph) -> None:
-    """A sum that the code writes twice, h + d + f(h + d), is one value."""
-    first: dict[Any, fx.Node] = {}
-    for node in list(graph.nodes):
-        if node.target is not aten.add.Tensor:
-            continue
-        known = first.setdefault((*node.args, *node.kwargs.items()), node)
-        if known is not node:
-            _replace(node, known)
+    """A sum that the code writes twice, once for a layer to read and once to add to, h + d + f(h + d), is one value."""
+    alike: dict[Any, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.target is aten.add.Tensor:
+            alike.setdefault((*node.args, *node.kwargs.items()), []).append(node)
+    for first, *others in alike.values():
+        if len({_is_added_to(node) for node in (first, *others)}) > 1:
+            for other in others:
+                _replace(other, first)
+
+
+def _is_added_to(node: fx.Node) -> bool:
+    return any(user.target is aten.add.Tensor for user in node.users)
 
 
 def _replace(node: fx.Node, value: Any) -> None:

@@ -292,6 +292,10 @@ def _grown(flow: Dataflow, state: Sequence[fx.Node], cuts: Cuts, joined: Mapping
     forks = {join.fork for join in joined.values()}
     for at, live in cuts.items():
         if at in forks and {*live} == {*state, at} and any(map(mixes, way_from(flow, state, [at]))):
+            # A level of which nothing but what comes back from below is put beside it does not go on.
+            adding = (join for join in joined.values() if join.fork in state and not join.concatenates)
+            if not any(flow.positions[join.node] > flow.positions[at] for join in adding):
+                return None
             nexts = [Next(node, (node,), (), (), (place,)) for place, node in enumerate(state)]
             return Step(at, (*nexts, Next(at, (), (at,), (), ())))
     return None
