@@ -116,12 +116,13 @@ def _is_left_alone(node: fx.Node) -> bool:
     """All that is read of a concatenation is one of its operands, as queries are of queries beside a text: that stands
     for it now, and what is beside it has no say.
     """
-    dim = node.args[1] if len(node.args) > 1 else 0
+    operands: Any
+    dim: Any
+    operands, dim = (*node.args, 0)[:2]
     pieces = [_piece(user) for user in node.users]
-    if not pieces or any(piece is None or piece.dim != dim % len(node.meta["shape"]) for piece in pieces):  # type: ignore[operator]
+    if not pieces or any(piece is None or piece.dim != dim % len(node.meta["shape"]) for piece in pieces):
         return False
     start: Any = 0
-    operands: Any = node.args[0]
     for operand in operands:
         length = operand.meta["shape"][dim] if _is_float(operand) else None
         stop = END if operand is operands[-1] else start + length if isinstance(length, int) else None

@@ -319,7 +319,11 @@ def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[Walk, Lying]]:
     if _left_out(group, found) and (outside := _conditions(flow, group)):
         others = fitting(outside)
         found = others if len(others) == 1 and _left_out(group, others) < _left_out(group, found) else found
-    return found or fitting(_shared(group))
+    if not found:
+        # All of the joins, or none: what is shared in a pyramid of levels is how they come back.
+        others = fitting(_shared(group))
+        found = [] if _left_out(group, others) else others
+    return found
 
 
 def _shared(group: Iterable[Join]) -> set[fx.Node]:

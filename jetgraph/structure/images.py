@@ -228,17 +228,19 @@ def fills(operand: fx.Node, total: fx.Node) -> bool:
     )
 
 
-def same_size(one: fx.Node, other: fx.Node) -> bool:
-    """Two values have the same sizes, in whatever order and grouping."""
-    names, numbers = zip(*(_sizes(node) for node in (one, other)), strict=True)
-    return names[0] == names[1] and numbers[0] == numbers[1]
+def same_size(one: fx.Node, other: fx.Node, *, merged: bool = False) -> bool:
+    """Two values have the same sizes, in whatever order and grouping; if told so, also where dimensions of open sizes
+    were merged.
+    """
+    (names, number), (others, known) = (_sizes(node, merged) for node in (one, other))
+    return names == others and number == known
 
 
-def _sizes(node: fx.Node) -> tuple[list[str], int]:
-    """The open sizes of a value, and the product of the others: a dimension may be several that were merged."""
+def _sizes(node: fx.Node, merged: bool) -> tuple[list[str], int]:
+    """The open sizes of a value, and the product of the others."""
     names, number = list[str](), 1
     for size in node.meta["shape"]:
-        for factor in sizes.factors(size) if isinstance(size, str) else (size,):
+        for factor in sizes.factors(size) if merged and isinstance(size, str) else (size,):
             if isinstance(factor, int) or factor.isdigit():
                 number *= int(factor)
             else:

@@ -91,7 +91,7 @@ def _conditioned(
     for end, chain in last.items():
         if (
             flow.depends(fork, end)
-            and same_size(fork, end)
+            and same_size(fork, end, merged=True)
             and gates(flow, fork, ends, chain[0].fork) == {end}
             and not any(map(mixes, flow.between(end, fork)))
             and all(
