@@ -154,7 +154,7 @@ LIBRARIES_JUDGED = """`python -m benchmarks.wall run --libraries` judges those t
 needed, in the same way as [transformers' classes](architectures.md): each region at three other values against plain
 interpretation, its derivative against `torch.func.jvp`, which branches of attention can be cut into heads. How many
 joins a net has, and mostly of which kinds the branches are, was read off its code before it was traced; what was read
-is told in `benchmarks/wall/libraries`. Some 60 of the readings were corrected when jetgraph said otherwise and
+is told in `benchmarks/wall/libraries`. Some 80 of the readings were corrected when jetgraph said otherwise and
 [its rules](structure.md) bore it out: those agree by less than the others.
 """
 """The middle of that page."""
