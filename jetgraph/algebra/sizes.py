@@ -86,42 +86,6 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(step.what for step in _program(text) if step.kind == "name"))
 
 
-def factors(text: str) -> tuple[str, ...]:
-    """What a formula is a product of, as it is written: itself where it is none.
-
-    >>> factors("2*batch*(length + 1)"), factors("batch + 2*length"), factors("batch*length//4")
-    (('2', 'batch', 'length + 1'), ('batch + 2*length',), ('batch*length//4',))
-    """
-    parts, depth = [""], 0
-    for sign in re.findall(r"\*\*|//|.", text, re.DOTALL):
-        depth += (sign == "(") - (sign == ")")
-        if depth == 0 and sign in _UNEQUAL:
-            return (text,)
-        if depth == 0 and sign == "*":
-            parts.append("")
-        else:
-            parts[-1] += sign
-    if len(parts) == 1:
-        return (text,)
-    return tuple(inner for part in parts for inner in factors(_bare(part.strip())))
-
-
-_UNEQUAL = {"+", "-", "/", "//", "%", "**", "<", ">", "=", "!", "&", "|", "~", ","}
-"""What binds a formula's parts otherwise than as a product."""
-
-
-def _bare(text: str) -> str:
-    """A part without brackets around all of it."""
-    if not (text.startswith("(") and text.endswith(")")):
-        return text
-    depth = 0
-    for at, sign in enumerate(text):
-        depth += (sign == "(") - (sign == ")")
-        if depth == 0 and at < len(text) - 1:
-            return text
-    return _bare(text[1:-1].strip())
-
-
 # Arithmetic
 
 

@@ -51,8 +51,12 @@ def write_updates_as_sums(graph: fx.Graph) -> None:
         elif node.target in _READS:
             _write_overwritten(node, written)
         elif node.target is aten.cat.default:
-            if not _is_left_alone(node):
+            alone = _read_alone(node)
+            if alone is None:
                 _write_concatenated(node)
+            else:
+                for user in node.users:
+                    user.replace_all_uses_with(alone)
         elif node.target is aten.where.self:
             _write_chosen(node)
     graph.eliminate_dead_code()
@@ -112,28 +116,25 @@ def _read_past_writes(node: fx.Node) -> None:
     node.args = (base, *node.args[1:])
 
 
-def _is_left_alone(node: fx.Node) -> bool:
-    """All that is read of a concatenation is one of its operands, as queries are of queries beside a text: that stands
-    for it now, and what is beside it has no say.
+def _read_alone(node: fx.Node) -> fx.Node | None:
+    """The operand of a concatenation that is all that is read of it, as queries are of queries beside a text: it stands
+    for what reads it, and what is beside it has no say.
     """
     operands: Any
     dim: Any
     operands, dim = (*node.args, 0)[:2]
-    pieces = [_piece(user) for user in node.users]
-    if not pieces or any(piece is None or piece.dim != dim % len(node.meta["shape"]) for piece in pieces):
-        return False
+    read = {_piece(user) for user in node.users}
+    if len(read) != 1 or (piece := read.pop()) is None or piece.dim != dim % len(node.meta["shape"]):
+        return None
     start: Any = 0
-    for operand in operands:
+    for operand in operands[:-1]:
         length = operand.meta["shape"][dim] if _is_float(operand) else None
-        stop = END if operand is operands[-1] else start + length if isinstance(length, int) else None
-        if stop is None:
-            return False
-        if all((piece.start, piece.stop) == (start, stop) for piece in pieces if piece is not None):
-            for user in node.users:
-                user.replace_all_uses_with(operand)
-            return True
-        start = stop
-    return False
+        if not isinstance(length, int):
+            return None
+        if (piece.start, piece.stop) == (start, start + length):
+            return operand
+        start += length
+    return operands[-1] if (piece.start, piece.stop) == (start, END) else None
 
 
 def entries(node: fx.Node) -> tuple[int, int, int] | None:

@@ -23,7 +23,7 @@ from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.joins import find_joins, find_sums, is_inside, is_read_by_layer, with_depth
 from jetgraph.structure.lines import Found, gates
-from jetgraph.structure.operators import IDENTITY, SCALES, aten, mixes, packet_of
+from jetgraph.structure.operators import aten, mixes, multiple_of, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
 from jetgraph.structure.reach import above
 from jetgraph.structure.regions import Join
@@ -363,9 +363,7 @@ def _starts(flow: Dataflow, group: Iterable[Join]) -> set[fx.Node]:
 
 def _is_zero(node: fx.Node) -> bool:
     """A state that starts at zero, or a multiple of it."""
-    while packet_of(node) in IDENTITY | SCALES and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return packet_of(node) in (aten.zeros, aten.zeros_like, aten.new_zeros)
+    return packet_of(multiple_of(node)) in (aten.zeros, aten.zeros_like, aten.new_zeros)
 
 
 # Writing them

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from math import prod
 from operator import getitem
 
 from torch import fx
 
-from jetgraph.algebra import sizes
 from jetgraph.algebra.outline import SkipKind
 from jetgraph.export.factors import is_nothing
 from jetgraph.structure.dataflow import Dataflow
+from jetgraph.structure.dimensions import Size
 from jetgraph.structure.operators import (
     FIXED_NORMS,
     IDENTITY,
@@ -228,21 +229,16 @@ def fills(operand: fx.Node, total: fx.Node) -> bool:
     )
 
 
-def same_size(one: fx.Node, other: fx.Node, *, merged: bool = False) -> bool:
-    """Two values have the same sizes, in whatever order and grouping; if told so, also where dimensions of open sizes
-    were merged.
-    """
-    (names, number), (others, known) = (_sizes(node, merged) for node in (one, other))
-    return names == others and number == known
+def same_size(one: fx.Node, other: fx.Node) -> bool:
+    """Two values have the same sizes, in whatever order and grouping."""
+    names = [sorted(size for size in node.meta["shape"] if isinstance(size, str)) for node in (one, other)]
+    numbers = [prod(size for size in node.meta["shape"] if isinstance(size, int)) for node in (one, other)]
+    return names[0] == names[1] and numbers[0] == numbers[1]
 
 
-def _sizes(node: fx.Node, merged: bool) -> tuple[list[str], int]:
-    """The open sizes of a value, and the product of the others."""
-    names, number = list[str](), 1
-    for size in node.meta["shape"]:
-        for factor in sizes.factors(size) if merged and isinstance(size, str) else (size,):
-            if isinstance(factor, int) or factor.isdigit():
-                number *= int(factor)
-            else:
-                names.append(factor)
-    return sorted(names), number
+def as_many(one: fx.Node, other: fx.Node) -> bool:
+    """Two values have as many numbers, also where dimensions of open sizes were merged."""
+    sizes = [list(map(Size.of, node.meta["shape"])) for node in (one, other)]
+    numbers = [prod(size.number for size in each) for each in sizes]
+    symbols = [sorted(symbol for size in each for symbol in size.symbols) for each in sizes]
+    return numbers[0] == numbers[1] and symbols[0] == symbols[1]

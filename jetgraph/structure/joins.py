@@ -40,7 +40,17 @@ from jetgraph.structure.lines import (
     passes,
     preference,
 )
-from jetgraph.structure.operators import IDENTITY, SCALES, SOFTMAX, aten, is_float_tensor, is_mixing, mixes, packet_of
+from jetgraph.structure.operators import (
+    IDENTITY,
+    SCALES,
+    SOFTMAX,
+    aten,
+    is_float_tensor,
+    is_mixing,
+    mixes,
+    multiple_of,
+    packet_of,
+)
 from jetgraph.structure.places import bounds, reads_elsewhere
 from jetgraph.structure.regions import Join, Region
 from jetgraph.structure.sums import KEEPING, Sum, flattened, gated_over, is_sum, join_over
@@ -108,10 +118,8 @@ def _starts_row(join: Join, region: Region) -> bool:
     """The branch starts where the join forks, at an earlier point that this keeps as it is, and ends in a sum: it is a
     row of joins.
     """
-    end: Any = region.exit
-    while packet_of(end) in IDENTITY | SCALES:
-        end = end.args[0]
-    return join.fork is region.entry and join.kind in KEEPING and packet_of(end) is aten.add
+    ends_in_sum = packet_of(multiple_of(region.exit)) is aten.add
+    return join.fork is region.entry and join.kind in KEEPING and ends_in_sum
 
 
 def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import permutations
-from typing import Any
 
 import torch
 from torch import fx
 
 from jetgraph.jets.registry import values_read
-from jetgraph.structure.contractions import factors_of, gathered, labels_of, weighted, written_out
+from jetgraph.structure.contractions import SUMS, factors_of, gathered, labels_of, weighted, written_out
 from jetgraph.structure.operators import (
     CONVOLUTIONS,
     IDENTITY,
     NORMS,
     RECURRENT,
-    SCALES,
     SOFTMAX,
     is_float_tensor,
     is_mixing,
     mixes,
+    multiple_of,
     packet_of,
 )
 from jetgraph.structure.places import is_softmax_of_neighbours
@@ -172,10 +171,8 @@ def _scans(region: Region) -> bool:
 
 def _is_running(node: fx.Node) -> bool:
     """A cumulative sum of totals or means, which is a statistic of all places so far, as a causal norm divides by."""
-    total: Any = node.args[0]
-    while packet_of(total) in IDENTITY | SCALES and isinstance(total.args[0], fx.Node):
-        total = total.args[0]
-    return packet_of(total) in (aten.sum, aten.mean)
+    total = node.args[0]
+    return isinstance(total, fx.Node) and packet_of(multiple_of(total)) in SUMS
 
 
 def working(region: Region) -> list[fx.Node]:

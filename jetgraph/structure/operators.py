@@ -80,6 +80,13 @@ def packet_of(node: fx.Node) -> Any:
     return node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
 
 
+def multiple_of(node: fx.Node) -> fx.Node:
+    """What a value is a multiple of, in whatever layout."""
+    while packet_of(node) in IDENTITY | SCALES and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
 def is_mixing(node: fx.Node) -> bool:
     """The operator combines features or positions through a product."""
     packet = packet_of(node)

@@ -18,7 +18,7 @@ from torch import fx
 from jetgraph.algebra.outline import JoinStep, MapStep, Site, Source
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.ends import adds_positions, encoder
-from jetgraph.structure.images import image_kind, same_size
+from jetgraph.structure.images import as_many, image_kind
 from jetgraph.structure.kinds import map_kind
 from jetgraph.structure.labels import Labels, Numbers
 from jetgraph.structure.lines import branch_over, gate, gates, read_each
@@ -91,7 +91,7 @@ def _conditioned(
     for end, chain in last.items():
         if (
             flow.depends(fork, end)
-            and same_size(fork, end, merged=True)
+            and as_many(fork, end)
             and gates(flow, fork, ends, chain[0].fork) == {end}
             and not any(map(mixes, flow.between(end, fork)))
             and all(

@@ -659,3 +659,22 @@ def test_tokens_that_are_added_to_again_before_they_are_put_back(way: str) -> No
     assert len(graph.streams) == 1
     assert distance(graph(x.flip(0)), net(x.flip(0))) < EXACT
     assert check_values(subject(graph, {"h": x}, {"h": x.flip(0)}, torch.float64)) >= 6
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_all_that_is_read_of_a_concatenation_stands_for_it(twice: bool) -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.block, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, h: Tensor) -> Tensor:
+            h = h + torch.tanh(self.block(h))
+            t = h if twice else h + torch.tanh(self.other(h))
+            return torch.cat([h, t], 1)[:, 3:] if twice else torch.cat([h, t], 1)[:, :3]
+
+    net, x = Beside().eval().double(), torch.randn(2, 3, 6).double()
+    graph = jg.trace(net, x, dynamic=False)
+    assert [join.kind for join in graph.joins] == ["identity"]
+    assert distance(graph(x.flip(0)), net(x.flip(0))) < EXACT

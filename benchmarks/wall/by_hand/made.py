@@ -18,6 +18,7 @@ STREAM: Mapping[str, Any] = {
     "num_attention_heads": 4,
 }
 TEXT: Mapping[str, Any] = {**STREAM, "vocab_size": 128}
+GROUPED: Mapping[str, Any] = {**TEXT, "num_key_value_heads": 2}
 
 CODEC: Mapping[str, Any] = {
     **STREAM,
@@ -62,6 +63,15 @@ def uniform(name: str, *shape: int) -> Inputs:
 def all_of(*inputs: Inputs, **more: Tensor) -> Inputs:
     """Several inputs, and given ones."""
     return lambda: {name: value for each in inputs for name, value in each().items()} | more
+
+
+def patched() -> dict[str, Tensor]:
+    """Two pictures as rows of patches, of 4 × 4 and of 2 × 8, with a mask."""
+    return {
+        **normal("pixel_values", 2, 16, 48)(),
+        "pixel_attention_mask": torch.ones(2, 16, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[4, 4], [2, 8]]),
+    }
 
 
 def _seeded() -> torch.Generator:

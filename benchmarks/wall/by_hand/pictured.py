@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.wall.by_hand.made import STREAM, TEXT, Inputs, Made, all_of, ids, normal, uniform
+from benchmarks.wall.by_hand.made import GROUPED, STREAM, TEXT, Inputs, Made, all_of, ids, normal, patched, uniform
 
 PLACE = 127
 """The token whose embedding a part of a picture replaces."""
 
-_GROUPED: Mapping[str, Any] = {**TEXT, "num_key_value_heads": 2}
 _SEEN: Mapping[str, Any] = {**STREAM, "image_size": 16, "patch_size": 8}
 _SIGLIP: Mapping[str, Any] = {"model_type": "siglip_vision_model", **_SEEN, "vision_use_head": False}
 _CLIP: Mapping[str, Any] = {"model_type": "clip_vision_model", **_SEEN, "projection_dim": 32}
-_LLAMA: Mapping[str, Any] = {"model_type": "llama", **_GROUPED, "pad_token_id": 0}
+_LLAMA: Mapping[str, Any] = {"model_type": "llama", **GROUPED, "pad_token_id": 0}
 _OPT: Mapping[str, Any] = {
     "model_type": "opt",
     "hidden_size": 32,
@@ -28,7 +27,7 @@ _OPT: Mapping[str, Any] = {
 }
 _QUERIES: Mapping[str, Any] = {**TEXT, "encoder_hidden_size": 32, "cross_attention_frequency": 1}
 _ROTARY: Mapping[str, Any] = {"rope_theta": 10000.0, "rope_type": "default", "mrope_section": [2, 1, 1]}
-_TURNED: Mapping[str, Any] = {**_GROUPED, "head_dim": 8, "rope_parameters": _ROTARY}
+_TURNED: Mapping[str, Any] = {**GROUPED, "head_dim": 8, "rope_parameters": _ROTARY}
 _GRID_SEEN: Mapping[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 4, "intermediate_size": 48}
 _TOKENS: Mapping[str, int] = {"image_token_id": PLACE, "video_token_id": 126}
 _VISION_TOKENS: Mapping[str, int] = {**_TOKENS, "vision_start_token_id": 125, "vision_end_token_id": 124}
@@ -53,11 +52,23 @@ def _marked(parts: int, length: int = 10) -> torch.Tensor:
 
 _GRID = _pictured(4, 32, 96, image_grid_thw=torch.tensor([[1, 4, 4]] * 2), mm_token_type_ids=_marked(4))
 
+_SHUFFLED = Made(
+    {
+        "vision_config": {**_SEEN, "image_size": 32},
+        "text_config": _LLAMA,
+        "image_token_id": PLACE,
+        "scale_factor": 2,
+        "pad_token_id": 0,
+    },
+    _pictured(4, 2, 1, 3, 32, 32),
+)
+"""Four patches are one token."""
+
 MADE: Mapping[str, Made] = {
     "aria": Made(
         {
             "vision_config": {"model_type": "idefics3_vision", **_SEEN},
-            "text_config": {**_GROUPED, "moe_num_experts": 4, "pad_token_id": 0},
+            "text_config": {**GROUPED, "moe_num_experts": 4, "pad_token_id": 0},
             "image_token_index": PLACE,
             "projector_patch_to_query_dict": {4: 4},
         },
@@ -66,7 +77,7 @@ MADE: Mapping[str, Made] = {
     "aya_vision": Made(
         {
             "vision_config": {**_SIGLIP, "image_size": 32},
-            "text_config": {"model_type": "cohere2", **_GROUPED, "head_dim": 8},
+            "text_config": {"model_type": "cohere2", **GROUPED, "head_dim": 8},
             "image_token_index": PLACE,
         },
         _pictured(4, 2, 3, 32, 32),
@@ -108,7 +119,7 @@ MADE: Mapping[str, Made] = {
         {
             "vision_config": _SIGLIP,
             "text_config": {
-                **_GROUPED,
+                **GROUPED,
                 "head_dim": 8,
                 "layer_types": ["sliding_attention", "full_attention"],
                 "sliding_window": 6,
@@ -155,16 +166,7 @@ MADE: Mapping[str, Made] = {
             attention_mask=torch.ones(2, 10, dtype=torch.long),
         ),
     ),
-    "idefics3": Made(
-        {
-            "vision_config": {**_SEEN, "image_size": 32},
-            "text_config": _LLAMA,
-            "image_token_id": PLACE,
-            "scale_factor": 2,
-            "pad_token_id": 0,
-        },
-        _pictured(4, 2, 1, 3, 32, 32),
-    ),
+    "idefics3": _SHUFFLED,
     "instructblip": Made(
         {
             "vision_config": _SEEN,
@@ -178,7 +180,7 @@ MADE: Mapping[str, Made] = {
     "internvl": Made(
         {
             "vision_config": {**STREAM, "image_size": [32, 32], "patch_size": [8, 8]},
-            "text_config": {"model_type": "qwen2", **_GROUPED},
+            "text_config": {"model_type": "qwen2", **GROUPED},
             "image_token_id": PLACE,
             "image_seq_length": 4,
         },
@@ -216,7 +218,7 @@ MADE: Mapping[str, Made] = {
     "lfm2_vl": Made(
         {
             "vision_config": {**STREAM, "patch_size": 4, "num_patches": 16},
-            "text_config": {**_GROUPED, "layer_types": ["conv", "full_attention"]},
+            "text_config": {**GROUPED, "layer_types": ["conv", "full_attention"]},
             "image_token_id": PLACE,
             "projector_hidden_size": 32,
         },
@@ -245,7 +247,7 @@ MADE: Mapping[str, Made] = {
     "llava_onevision": Made(
         {
             "vision_config": _SIGLIP,
-            "text_config": {"model_type": "qwen2", **_GROUPED},
+            "text_config": {"model_type": "qwen2", **GROUPED},
             "image_token_index": PLACE,
             "image_grid_pinpoints": [[16, 16], [16, 32]],
         },
@@ -254,7 +256,7 @@ MADE: Mapping[str, Made] = {
     "mistral3": Made(
         {
             "vision_config": {"model_type": "pixtral", **STREAM, "image_size": 32, "patch_size": 8, "head_dim": 8},
-            "text_config": {"model_type": "mistral", **_GROUPED, "head_dim": 8},
+            "text_config": {"model_type": "mistral", **GROUPED, "head_dim": 8},
             "image_token_index": PLACE,
             "spatial_merge_size": 2,
         },
@@ -263,7 +265,7 @@ MADE: Mapping[str, Made] = {
     "paligemma": Made(
         {
             "vision_config": {**_SIGLIP, "projection_dim": 32},
-            "text_config": {"model_type": "gemma", **_GROUPED, "head_dim": 8},
+            "text_config": {"model_type": "gemma", **GROUPED, "head_dim": 8},
             "image_token_index": PLACE,
             "projection_dim": 32,
             "hidden_size": 32,
@@ -309,24 +311,9 @@ MADE: Mapping[str, Made] = {
     ),
     "siglip2": Made(
         {"vision_config": {**STREAM, "patch_size": 4, "num_patches": 16}},
-        lambda: (
-            normal("pixel_values", 2, 16, 48)()
-            | {
-                "pixel_attention_mask": torch.ones(2, 16, dtype=torch.long),
-                "spatial_shapes": torch.tensor([[4, 4], [2, 8]]),
-            }
-        ),
+        patched,
     ),
-    "smolvlm": Made(
-        {
-            "vision_config": {**_SEEN, "image_size": 32},
-            "text_config": _LLAMA,
-            "image_token_id": PLACE,
-            "scale_factor": 2,
-            "pad_token_id": 0,
-        },
-        _pictured(4, 2, 1, 3, 32, 32),
-    ),
+    "smolvlm": _SHUFFLED,
     "udop": Made(
         {
             "d_model": 32,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.wall.by_hand.made import CODEC, TEXT, Made, all_of, ids, uniform
+from benchmarks.wall.by_hand.made import CODEC, GROUPED, TEXT, Made, all_of, ids, uniform
 
-_GROUPED: Mapping[str, Any] = {**TEXT, "num_key_value_heads": 2}
 _EXPERTS: Mapping[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _ROUTED: Mapping[str, Any] = {**_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
 _LATENT: Mapping[str, Any] = {
@@ -24,7 +23,7 @@ _PER_LAYER: Mapping[str, Any] = {
     "hidden_size_per_layer_input": 8,
     "layer_types": ["sliding_attention", "full_attention"],
 }
-_SPOKEN: Mapping[str, Any] = {**_GROUPED, "vocab_size": 32, "num_codebooks": 3, "head_dim": 8}
+_SPOKEN: Mapping[str, Any] = {**GROUPED, "vocab_size": 32, "num_codebooks": 3, "head_dim": 8}
 _MUSIC: Mapping[str, Any] = {**TEXT, "ffn_dim": 48, "num_codebooks": 2}
 
 MADE: Mapping[str, Made] = {
@@ -60,7 +59,7 @@ MADE: Mapping[str, Made] = {
         {
             "encoder_config": {**TEXT, "num_key_value_heads": 4, "head_dim": 8},
             "decoder_config": {
-                **_GROUPED,
+                **GROUPED,
                 "head_dim": 8,
                 "cross_num_attention_heads": 4,
                 "cross_head_dim": 8,
@@ -75,10 +74,10 @@ MADE: Mapping[str, Made] = {
         },
         all_of(ids(), ids(2, 6, 3, name="decoder_input_ids")),
     ),
-    "dots1": Made({**_GROUPED, **_ROUTED, "max_window_layers": 1, "sliding_window": 4}),
-    "embedding_gemma2_text": Made({**_GROUPED, **_PER_LAYER}),
+    "dots1": Made({**GROUPED, **_ROUTED, "max_window_layers": 1, "sliding_window": 4}),
+    "embedding_gemma2_text": Made({**GROUPED, **_PER_LAYER}),
     "ernie4_5_moe": Made(
-        {**_GROUPED, "moe_intermediate_size": 16, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1}
+        {**GROUPED, "moe_intermediate_size": 16, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1}
     ),
     "esm": Made(
         {
@@ -90,8 +89,8 @@ MADE: Mapping[str, Made] = {
             "emb_layer_norm_before": False,
         }
     ),
-    "gemma4_text": Made({**_GROUPED, **_PER_LAYER}),
-    "gemma4_unified_text": Made({**_GROUPED, **_PER_LAYER}),
+    "gemma4_text": Made({**GROUPED, **_PER_LAYER}),
+    "gemma4_unified_text": Made({**GROUPED, **_PER_LAYER}),
     "gpt_neo": Made(
         {
             "hidden_size": 32,
@@ -104,7 +103,7 @@ MADE: Mapping[str, Made] = {
     ),
     "granitemoehybrid": Made(
         {
-            **_GROUPED,
+            **GROUPED,
             "layer_types": ["mamba", "attention"],
             "num_local_experts": 4,
             "shared_intermediate_size": 16,
@@ -116,7 +115,7 @@ MADE: Mapping[str, Made] = {
         }
     ),
     "lfm2_moe": Made(
-        {**_GROUPED, **_EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "num_experts": 4}
+        {**GROUPED, **_EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "num_experts": 4}
     ),
     "mamba2": Made(
         {
@@ -132,7 +131,7 @@ MADE: Mapping[str, Made] = {
     ),
     "mimo_v2_flash": Made(
         {
-            **_GROUPED,
+            **GROUPED,
             **_EXPERTS,
             "n_routed_experts": 4,
             "head_dim": 12,
@@ -145,10 +144,10 @@ MADE: Mapping[str, Made] = {
     "mistral4": Made({**TEXT, **_LATENT, **_ROUTED, "head_dim": 16}),
     "musicgen": Made(_MUSIC, ids(4, 10)),
     "musicgen_melody": Made(_MUSIC, ids(4, 10)),
-    "nemotron": Made({**_GROUPED, "head_dim": 8}),
+    "nemotron": Made({**GROUPED, "head_dim": 8}),
     "nemotron_h": Made(
         {
-            **_GROUPED,
+            **GROUPED,
             "layers_block_type": ["mamba", "moe", "attention", "mlp"],
             "head_dim": 8,
             "ssm_state_size": 8,
@@ -162,7 +161,7 @@ MADE: Mapping[str, Made] = {
             "use_mamba_kernels": False,
         }
     ),
-    "neomme": Made(_GROUPED),
+    "neomme": Made(GROUPED),
     "reformer": Made(
         {
             "is_decoder": True,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.wall.by_hand.made import CODEC, STREAM, Inputs, Made, all_of, ids, normal
+from benchmarks.wall.by_hand.made import CODEC, STREAM, Inputs, Made, all_of, ids, normal, patched
 
 _TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 128}
 
@@ -219,13 +219,7 @@ MADE: Mapping[str, Made] = {
             "patch_size": 4,
             "num_patches": 16,
         },
-        lambda: (
-            normal("pixel_values", 2, 16, 48)()
-            | {
-                "pixel_attention_mask": torch.ones(2, 16, dtype=torch.long),
-                "spatial_shapes": torch.tensor([[4, 4], [2, 8]]),
-            }
-        ),
+        patched,
     ),
     "voxtral_realtime_encoder": Made(
         {
