@@ -21,6 +21,7 @@ from benchmarks import (
     joint,
     lenses,
     llama,
+    models,
     overhead,
     precision,
     terms,
@@ -79,6 +80,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--size", choices=["small", "7b"], default="small", help="GPT-2 small, or a Llama of 7 billion on a GPU"
     )
+    parser.add_argument("--checkpoint", metavar="FOLDER", help="a trained Llama, for the benchmark llama alone")
     parser.add_argument("--quick", action="store_true", help="a tiny model and two rounds: to see that all runs")
     parser.add_argument("--jex", metavar="PATH", help="checkout of github.com/lucfra/JetExpansions")
     parser.add_argument("--torch-jet", metavar="PATH", help="checkout of jet-for-pytorch, where it is not installed")
@@ -99,7 +101,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--trace", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.checkpoint and options.only != ["llama"]:
+        parser.error("--checkpoint: only the benchmark llama runs on a trained model; add --only llama")
+    return options
 
 
 def _setting(options: argparse.Namespace) -> Setting:
@@ -110,9 +115,11 @@ def _setting(options: argparse.Namespace) -> Setting:
         name: getattr(options, name) for name in ("rounds", "threads", "device", "jex", "torch_jet", "transformer_lens")
     }
     # Children are run from the root.
-    paths = {name: str(Path(given[name]).resolve()) for name in ("jex", "torch_jet") if given[name]}
+    given["checkpoint"] = options.checkpoint
+    paths = {name: str(Path(given[name]).resolve()) for name in ("jex", "torch_jet", "checkpoint") if given[name]}
     chosen = {name: value for name, value in (given | paths).items() if value is not None}
-    return replace(setting, large=options.large, memory=not options.no_memory, **chosen)
+    setting = replace(setting, large=options.large, memory=not options.no_memory, **chosen)
+    return models.of_checkpoint(setting) if setting.checkpoint else setting
 
 
 if __name__ == "__main__":

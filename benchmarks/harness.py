@@ -71,6 +71,8 @@ class Setting:
     device: str = "cpu"
     dtype: str = "float32"
     """Of the Llama."""
+    checkpoint: str | None = None
+    """A folder with a trained Llama, in place of one with random weights."""
     jex: str | None = None
     """A checkout of github.com/lucfra/JetExpansions."""
     torch_jet: str | None = None
@@ -470,6 +472,8 @@ def run(benchmark: Benchmark, setting: Setting) -> list[Row]:
 def section(benchmark: Benchmark, setting: Setting, rows: Sequence[Row]) -> str:
     """A benchmark's part of the report, from its heading on."""
     where = "" if setting.device == "cpu" else f", on {setting.device}"
+    if setting.checkpoint:
+        where = f", {Path(setting.checkpoint).name}{where}"
     tiny = " (quick: a tiny model, which says nothing about speed)" if setting.quick else ""
     heading = f"## {benchmark.name}: {benchmark.title}{where}{tiny}"
     return f"{heading}\n\n{benchmark.text}\n\n{machine(setting)}.\n\n{table(rows)}\n"

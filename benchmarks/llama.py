@@ -43,7 +43,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 
 class Problem:
-    """One Llama of random weights, its graph, and a text of random tokens."""
+    """One Llama, its graph, and a text of random tokens."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -354,8 +354,9 @@ BENCHMARK = Benchmark(
     "llama",
     "What people ask of a Llama",
     "A Llama of the setting's size with random weights: 12 layers of width 768 in float32, or with `--size 7b` 32 "
-    "layers of width 4096 in bfloat16 on a GPU. Each row's floor is the least that has to run, with the model's own "
-    "modules; `operators` are those that torch dispatches in one run. Errors are against the model itself, in its own "
-    "precision; in bfloat16 they may be twice what the model itself is off the same in float32.",
+    "layers of width 4096 in bfloat16 on a GPU; with `--checkpoint FOLDER` a trained one. Each row's floor is the "
+    "least that has to run, with the model's own modules; `operators` are those that torch dispatches in one run. "
+    "Errors are against the model itself, in its own precision; in bfloat16 they may be twice what the model itself is "
+    "off the same in float32.",
     cases,
 )

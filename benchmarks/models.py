@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -24,6 +25,21 @@ def gpt2(setting: Setting, dtype: torch.dtype = torch.float32) -> transformers.G
 def traced(setting: Setting, dtype: torch.dtype = torch.float32) -> jg.ResidualGraph:
     """Its residual graph, for any batch size and length; the same one each time."""
     return _traced(_size(setting), dtype)
+
+
+def of_checkpoint(setting: Setting) -> Setting:
+    """The setting with the sizes of its checkpoint, which is a Llama's."""
+    config: Any = transformers.AutoConfig.from_pretrained(setting.checkpoint)
+    if config.model_type != "llama":
+        raise SystemExit(f"--checkpoint {setting.checkpoint}: its model_type is {config.model_type!r}, not 'llama'")
+    return replace(
+        setting,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        vocabulary=config.vocab_size,
+        positions=config.max_position_embeddings,
+    )
 
 
 def _size(setting: Setting) -> Setting:
@@ -56,8 +72,14 @@ def _traced(setting: Setting, dtype: torch.dtype) -> jg.ResidualGraph:
 
 @cache
 def llama(setting: Setting) -> Any:
-    """A Llama of that size, made where it runs, in evaluation mode; the same one each time."""
+    """The Llama of a setting's checkpoint, or one of its size made where it runs, in evaluation mode; the same one each
+    time."""
     transformers.logging.set_verbosity_error()
+    if setting.checkpoint:
+        trained: Any = transformers.LlamaForCausalLM.from_pretrained(
+            setting.checkpoint, dtype=getattr(torch, setting.dtype)
+        )
+        return trained.eval().requires_grad_(False).to(setting.device)
     torch.manual_seed(SEED)
     config = transformers.LlamaConfig(
         num_hidden_layers=setting.layers,

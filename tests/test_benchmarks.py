@@ -159,6 +159,28 @@ def test_llama() -> None:
         assert "operators" in ours.contestant.note
 
 
+def test_llama_of_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sizes and weights are the checkpoint's; another model, or another benchmark on it, is refused."""
+    folder = tmp_path / "trained"
+    other = replace(SETTING, layers=3, width=64, heads=2, vocabulary=97)
+    models.llama(other).save_pretrained(folder)
+    setting = models.of_checkpoint(replace(SETTING, checkpoint=str(folder)))
+    assert (setting.layers, setting.width, setting.heads, setting.vocabulary) == (3, 64, 2, 97)
+    problem = llama.Problem(setting)
+    assert torch.equal(problem.forward(problem.ids), models.llama(other)(problem.ids).logits)
+    floor, ours = harness.measure(problem.heads(), setting)
+    assert floor.median
+    assert ours.right
+    heading = harness.section(BENCHMARKS["llama"], setting, []).splitlines()[0]
+    assert heading.startswith("## llama: What people ask of a Llama, trained (quick")
+    models.gpt2(SETTING).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(SystemExit, match=r"its model_type is 'gpt2', not 'llama'"):
+        models.of_checkpoint(replace(SETTING, checkpoint=str(tmp_path / "gpt2")))
+    with pytest.raises(SystemExit):
+        main(["--quick", "--only", "jets", "--checkpoint", str(folder)])
+    assert "only the benchmark llama runs on a trained model" in capsys.readouterr().err
+
+
 def test_evaluations_are_counted_by_prefix_and_site() -> None:
     texts = ("embed > A^0 > B^0 > logits^0", "embed > A^0 > B^1 > logits^0", "embed > A^0 > B^1 > logits^1")
     paths = [jg.Path.parse(text) for text in texts]
