@@ -8,7 +8,7 @@ can reach leaves the elements of the batch alone, which `Reach.of` reads off the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -39,10 +39,6 @@ class Reach:
     ends: tuple[fx.Node, ...]
     batch: Factor
     dimensions: Dimensions
-    borders: dict[tuple[frozenset[fx.Node], frozenset[fx.Node]], tuple[fx.Node, ...] | None] = field(
-        default_factory=dict
-    )
-    """What `border` was asked for before."""
 
     @classmethod
     def of(cls, forward: Forward, aliases: Iterable[str], ends: Sequence[fx.Node]) -> Reach | None:
@@ -55,7 +51,7 @@ class Reach:
         if not size or not isinstance(size[0], str) or not size[0].isidentifier():
             return None
         changed = {node for alias in aliases for node in changed_nodes(forward, alias)}
-        nodes, border = _between(changed, ends, forward.graph.positions, size[0])
+        nodes, border = between(changed, ends, forward.graph.positions, size[0])
         # A stream may start at an input, which is then changed itself.
         starts = (*border, *(node for node in nodes if node.op == "placeholder"))
         followed = [node for node in starts if _counts(node, size[0])]
@@ -99,17 +95,6 @@ class Reach:
         index = torch.tensor(rows, device=value.device)
         return value.unflatten(place, (number, -1)).index_select(place, index).flatten(place, place + 1)
 
-    def border(self, forward: Forward, later: Iterable[str], before: Iterable[str]) -> tuple[fx.Node, ...] | None:
-        """The tensors that lead to what changes of some components reach; None where changes before are behind it."""
-        changed, behind = (
-            frozenset(node for alias in aliases for node in changed_nodes(forward, alias))
-            for aliases in (later, before)
-        )
-        if (changed, behind) not in self.borders:
-            nodes, border = _between(changed, self.ends, forward.graph.positions)
-            self.borders[changed, behind] = None if behind & set(nodes) else border
-        return self.borders[changed, behind]
-
     def bytes(self, sizes: Sizes) -> int:
         """What a copy takes, or so."""
         tensors = (node for node in self.nodes if "shape" in node.meta)
@@ -141,7 +126,7 @@ def _is_plain(node: fx.Node, size: str) -> bool:
     return (first == size or not _names(first, size)) and not any(_names(one, size) for one in others)
 
 
-def _between(
+def between(
     changed: Iterable[fx.Node], ends: Sequence[fx.Node], positions: Mapping[fx.Node, int], size: str = ""
 ) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
     """What depends on changes and leads to the ends, in execution order; and the tensors that it reads besides.
@@ -202,13 +187,14 @@ class _Copied(Values):
         self._reached.add(node)
 
     def _compute(self, wanted: Sequence[fx.Node]) -> None:
-        for node in self._missing(wanted):
+        missing = self._missing(wanted)
+        for node in missing:
             if size_read(node) is not None:
                 tensor, dim = node.args
                 self._held[node] = self._sizes.shape(tensor)[dim]  # type: ignore[arg-type, index]
-            elif self._is_shared(node):
-                value = self._clean[node]
-                self._held[node] = value if self._reach is None else self._reach.copied(node, value, self._number)
+        shared = [node for node in missing if node not in self._held and self._is_shared(node)]
+        for node, value in self._clean.values.of(shared).items():
+            self._held[node] = value if self._reach is None else self._reach.copied(node, value, self._number)
         super()._compute([node for node in wanted if node not in self._held])
 
     def _missing(self, wanted: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
@@ -232,8 +218,9 @@ class _Copied(Values):
         copies = _Copied(self._clean, self._reach, self._number + more)
         copies._reached |= self._reached
         reached = [node for node in border if node in self._reached]
+        clean = self._clean.values.of(reached)
         for node, value in self.of(reached).items():
-            copies._held[node] = self._reach.joined(node, value, self._clean[node], more)
+            copies._held[node] = self._reach.joined(node, value, clean[node], more)
         return copies
 
 
@@ -259,11 +246,22 @@ class Copies:
         self.forward = Forward(clean.graph, clean.state, self._values.inputs, values=self._values)
         """The pass of all copies, one after the other along the batch."""
         self._clean, self._reach = clean, reach
+        self._waiting: set[fx.Node] = set()
 
     def grown(self, more: int, border: Iterable[fx.Node]) -> Copies:
-        """These copies and so many more, whose changes all lie behind a border (see `Reach.border`)."""
+        """These copies and so many more, whose changes all lie behind a border (see `between`)."""
         number = self.number + more
         return Copies(self._clean, self._reach, number, self._values.grown(more, border))
+
+    def wait(self, border: Iterable[fx.Node]) -> None:
+        """Come as far as a border behind which all further changes lie, and stay there: what a change forgets is made
+        from here. What was held at the border before this one is let go of.
+        """
+        border = set(border)
+        waiting = {node for node in border if node not in self._values}
+        self._values.need(self._values.in_order(border))
+        self._values.release(self._waiting - border)
+        self._waiting = waiting | self._waiting & border
 
     def rows(self, value: Tensor) -> Tensor:
         """A value whose first dimension counts the batch, by copy: [copy, *value]."""

@@ -16,7 +16,7 @@ from jetgraph.applications.subject import last_tokens
 from jetgraph.errors import InputError, quoted
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.alone import by_element, by_position
-from jetgraph.running.copies import Change, Copies, Reach
+from jetgraph.running.copies import Change, Copies, Reach, between, changed_nodes
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, dims_of_rows
 from jetgraph.running.memory import allowed
@@ -37,6 +37,11 @@ ROWS = 128
 
 _REACHES: WeakKeyDictionary[ResidualGraph, dict[tuple[frozenset[str], fx.Node], Reach | None]] = WeakKeyDictionary()
 """By graph, what was asked for before: to follow dimensions through a graph takes longer than a forward pass."""
+
+_BORDERS: WeakKeyDictionary[
+    ResidualGraph, dict[tuple[int, fx.Node], tuple[frozenset[fx.Node], tuple[fx.Node, ...]]]
+] = WeakKeyDictionary()
+"""By graph, what changes from a step on reach on the way to an end, and what leads to that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +111,7 @@ class Network:
     def changed(self, changes: Changes) -> Forward:
         """The pass in which components are changed, each as it comes out after those before it were."""
         copies = Copies(self.forward, None)
-        for alias in sorted(changes, key=self.steps.__getitem__):
-            copies.change(alias, [((0,), changes[alias])])
+        self._change(copies, {alias: [((0,), change)] for alias, change in changes.items()}, self.graph.traced.output)
         return copies.forward
 
     def outcomes(
@@ -157,20 +161,42 @@ class Network:
             if copies is None:
                 copies = Copies(self.forward, reach if len(groups) > 1 or len(group) > 1 else None, len(group))
             else:
-                border = self._border(rows, start, reach)
+                border = self._border(self._before(rows, start), start, *reach.ends)
                 assert border is not None
                 copies = copies.grown(len(group), border)
-            for alias, changes in self._by_alias(rows).items():
-                if start <= self.steps[alias] < stop:
-                    copies.change(alias, changes)
+            now = {alias: each for alias, each in self._by_alias(rows).items() if start <= self.steps[alias] < stop}
+            self._change(copies, now, *reach.ends)
         assert copies is not None
         return copies.forward
 
-    def _border(self, several: Iterable[Changes], start: int, reach: Reach) -> tuple[fx.Node, ...] | None:
-        """What leads to all changes from a step on; None where some before it lie behind that."""
-        aliases = {alias for changes in several for alias in changes}
-        later = [alias for alias in aliases if self.steps[alias] >= start]
-        return reach.border(self.forward, later, [alias for alias in aliases if self.steps[alias] < start])
+    def _change(
+        self, copies: Copies, changes: Mapping[str, Sequence[tuple[Sequence[int], Change]]], end: fx.Node
+    ) -> None:
+        """Change components in some of the copies, in the order of the stream, each step once those before it were."""
+        steps: dict[int, list[str]] = {}
+        for alias in sorted(changes, key=self.steps.__getitem__):
+            steps.setdefault(self.steps[alias], []).append(alias)
+        before: list[str] = []
+        for step, aliases in steps.items():
+            if before and (border := self._border(before, step, end)) is not None:
+                copies.wait(border)
+            for alias in aliases:
+                copies.change(alias, changes[alias])
+            before += aliases
+
+    def _border(self, before: Iterable[str], step: int, end: fx.Node) -> tuple[fx.Node, ...] | None:
+        """What all is made from that components from a step on can change on the way to an end; None where some
+        components before that step lie behind it.
+        """
+        known = _BORDERS.setdefault(self.graph, {})
+        if (step, end) not in known:
+            later = [alias for alias, at in self.steps.items() if at >= step]
+            changed = {node for alias in later for node in changed_nodes(self.forward, alias)}
+            nodes, border = between(changed, (end,), self.graph.positions)
+            known[step, end] = frozenset(nodes), border
+        nodes, border = known[step, end]
+        behind = any(node in nodes for alias in before for node in changed_nodes(self.forward, alias))
+        return None if behind else border
 
     def reach(self, aliases: Iterable[str], at: Places) -> Reach | None:
         """What changes of components can reach before the output is read, where several can go side by side."""
@@ -201,13 +227,17 @@ class Network:
             full = bool(groups) and len(groups[-1]) >= enough and start > self._first(several[groups[-1][-1]])
             if full:
                 joint = [several[one] for group in groups for one in group]
-                if self._border([*joint, several[number]], start, reach) is None:
+                if self._border(self._before(joint, start), start, *reach.ends) is None:
                     yield groups
                     groups = []
             if full or not groups:
                 groups.append([])
             groups[-1].append(number)
         yield groups
+
+    def _before(self, several: Iterable[Changes], step: int) -> set[str]:
+        """What is changed before a step."""
+        return {alias for changes in several for alias in changes if self.steps[alias] < step}
 
     def _by_alias(self, several: Sequence[Changes]) -> dict[str, list[tuple[list[int], Change]]]:
         """By component, in the order of the stream: which copies it is changed in, and how."""

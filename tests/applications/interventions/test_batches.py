@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import jetgraph as jg
 from jetgraph.applications.interventions import network, patch
@@ -115,6 +116,50 @@ def test_operators_are_dispatched_once_for_all_that_go_together(traced: Callable
         numbers.append(operators.counts.total())
     assert numbers[1] - numbers[0] < 8 * 24
     assert numbers[1] < numbers[0] * 24 / 3
+
+
+class Deep(nn.Module):
+    """Eight branches, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.head = nn.ModuleList(nn.Linear(6, 6) for _ in range(8)), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("name", ["deep", "t5"])
+@torch.no_grad()
+def test_a_pass_with_many_changes_costs_a_pass_and_batches_what_comes_after_their_changes(
+    name: str, traced: Callable[..., Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many go together; those that join others take one pass more, of the model as it is."""
+    monkeypatch.setattr(network, "ROWS", 1)
+    if name == "deep":
+        x = torch.randn(2, 3, 6)
+        found = Network(jg.trace(Deep().eval(), x), {"x": x})
+    else:
+        found = Network((example := traced(case(name))).graph, example.inputs)
+    at = None if name == "deep" else found.places("last")
+    with FlopCounterMode(display=False) as whole:
+        assert found.forward.output is not None
+    branches = [alias for alias in found.steps if alias in found.graph.branches]
+    with FlopCounterMode(display=False) as changed:
+        assert found.changed(dict.fromkeys(branches[::2], lambda own: 0.5 * own)).output is not None
+    assert changed.get_total_flops() <= 1.02 * whole.get_total_flops()
+    several = changes_of(found)
+    reach = found.reach(found.steps, at)
+    assert reach is not None
+    costs: list[int] = []
+    for memory in (0, None, 5 * reach.bytes(found.forward.sizes)):
+        with FlopCounterMode(display=False) as counted:
+            assert len(dict(found.outcomes(several, lambda f, n: _read(f, at, n), at, memory))) == len(several)
+        costs.append(counted.get_total_flops())
+    assert max(costs) - costs[0] <= whole.get_total_flops()
 
 
 @torch.no_grad()
