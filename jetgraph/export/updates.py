@@ -286,14 +286,7 @@ def _update(node: fx.Node, is_part: Any, *, multiples: bool = False) -> _Update 
     """A sum that holds the part once, or else a multiple of it if these count, and whose shape the part has; inner adds
     that others read too are not opened.
     """
-    leaves: list[fx.Node] = []
-    stack = [node]
-    while stack:
-        one = stack.pop()
-        if one.target is aten.add.Tensor and (one is node or len(one.users) == 1) and all(map(_is_float, one.args)):
-            stack += reversed(one.all_input_nodes if len(one.all_input_nodes) == 2 else [])
-        else:
-            leaves.append(one)
+    leaves = list(_summands(node))
     parts = [(leaf, leaf) for leaf in leaves if is_part(leaf)]
     if multiples and not parts:
         parts = [(leaf, part) for leaf in leaves for part in _factors(leaf) if is_part(part)]
