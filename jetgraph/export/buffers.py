@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from jetgraph.export.members import unsqueezed
-from jetgraph.export.updates import FILLS, WRITES, drop_copy, entries, takes_everything
+from jetgraph.export.pieces import FILLS, WRITES, drop_copy, entries, takes_everything
 
 aten = torch.ops.aten
 

@@ -43,8 +43,8 @@ def _side_by_side(node: fx.Node) -> fx.Node | None:
     known = [] if found is None else [part for part in found if part is not None]
     if found is None or not known or any(part.meta["shape"] != node.meta["shape"][:-1] for part in known):
         return None
-    parts = [part if part is not None else _made(known[0], aten.zeros_like.default, known[0]) for part in found]
-    stack = _made(node, aten.stack.default, parts, -1)
+    parts = [part if part is not None else _real_like(known[0], aten.zeros_like.default, known[0]) for part in found]
+    stack = _real_like(node, aten.stack.default, parts, -1)
     stack.meta["shape"] = node.meta["shape"]
     return stack
 
@@ -57,7 +57,7 @@ def _read_members(stack: fx.Node) -> None:
     for user in list(stack.users):
         if user.target is aten._neg_view.default:
             with stack.graph.inserting_before(user):
-                negated = _made(user, aten.stack.default, [_negated(part) for part in parts], -1)
+                negated = _real_like(user, aten.stack.default, [_negated(part) for part in parts], -1)
             negated.meta = dict(user.meta)
             user.replace_all_uses_with(negated)
             stack.graph.erase_node(user)
@@ -149,8 +149,8 @@ def _with_imaginary(one: Any, other: Any) -> tuple[Part, Part] | None:
 # Arithmetic
 
 
-def _made(node: fx.Node, op: Any, *args: Any) -> fx.Node:
-    """A real node in the place of one that may be complex."""
+def _real_like(node: fx.Node, op: Any, *args: Any) -> fx.Node:
+    """What `like` makes, but real, in the place of a node that may be complex."""
     made = like(node, op, *args)
     dtype = node.meta["dtype"]
     made.meta["dtype"] = dtype.to_real() if dtype.is_complex else dtype
@@ -159,9 +159,9 @@ def _made(node: fx.Node, op: Any, *args: Any) -> fx.Node:
 
 def _component(value: fx.Node, place: int) -> fx.Node:
     """The real or the imaginary part of what is complex from the start."""
-    parts = _made(value, aten.view_as_real.default, value)
+    parts = _real_like(value, aten.view_as_real.default, value)
     parts.meta["shape"] = (*value.meta["shape"], 2)
-    made = _made(parts, aten.select.int, parts, len(value.meta["shape"]), place)
+    made = _real_like(parts, aten.select.int, parts, len(value.meta["shape"]), place)
     made.meta["shape"] = value.meta["shape"]
     return made
 
@@ -171,7 +171,7 @@ def _negated(part: Part) -> Part:
         return None
     if part.target is aten.neg.default:
         return part.args[0]  # type: ignore[return-value]
-    return _made(part, aten.neg.default, part)
+    return _real_like(part, aten.neg.default, part)
 
 
 def _times(part: Part, factor: Part | float) -> Part:
@@ -179,10 +179,10 @@ def _times(part: Part, factor: Part | float) -> Part:
         return None
     if factor in (1.0, -1.0):
         return part if factor == 1.0 else _negated(part)
-    return _made(part, aten.mul.Tensor, part, factor)
+    return _real_like(part, aten.mul.Tensor, part, factor)
 
 
 def _plus(one: Part, other: Part) -> Part:
     if one is None or other is None:
         return other if one is None else one
-    return _made(one, aten.add.Tensor, one, other)
+    return _real_like(one, aten.add.Tensor, one, other)

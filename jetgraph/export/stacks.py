@@ -24,6 +24,7 @@ from torch import fx
 
 from jetgraph.export.factors import is_made_of
 from jetgraph.export.members import LAYOUTS, Members, arguments, entry, like, members, stacked_along, unsqueezed
+from jetgraph.export.pieces import is_float
 
 aten = torch.ops.aten
 
@@ -31,7 +32,7 @@ aten = torch.ops.aten
 def write_sums_over_stacks(graph: fx.Graph) -> None:
     """Rewrite them in place."""
     for node in list(graph.nodes):
-        if not _is_float(node):
+        if not is_float(node):
             continue
         with graph.inserting_before(node):
             write = _SUMS.get(node.target)
@@ -47,7 +48,7 @@ def read_past_stacks(graph: fx.Graph) -> None:
     is one point, and what a head makes of it is made of that alone.
     """
     for node in list(graph.nodes):
-        if node.target is not aten.select.int or not _is_float(node) or node.kwargs:
+        if node.target is not aten.select.int or not is_float(node) or node.kwargs:
             continue
         value, dim, place = arguments(node)
         with graph.inserting_before(node):
@@ -108,10 +109,6 @@ def _laid_side_by_side(stack: fx.Node, parts: Sequence[Any], dim: int) -> fx.Nod
     stack.replace_all_uses_with(whole)
     stack.graph.erase_node(stack)
     return whole
-
-
-def _is_float(node: fx.Node) -> bool:
-    return getattr(node.meta.get("dtype"), "is_floating_point", False)
 
 
 # Sums

@@ -29,7 +29,7 @@ from jetgraph.structure.reach import above
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import chains
 from jetgraph.structure.sums import bare, flattened
-from jetgraph.structure.walks import Next, Step, Walk, is_whole_sum, walks_over, way_from
+from jetgraph.structure.walks import Next, Step, Walk, may_be_point, walks_over, way_from
 from jetgraph.tracing.traced import Traced
 
 
@@ -140,7 +140,7 @@ def _waited_for(flow: Dataflow, group: Iterable[Join]) -> tuple[fx.Node, ...]:
     ends = {join.node: join for join in group}
     last = max(map(flow.positions.__getitem__, ends))
     inner = {node for join in ends.values() for region in join.inside for node in region.nodes}
-    sums = (node for node in flow.nodes[:last] if node in flow and node not in inner and is_whole_sum(node))
+    sums = (node for node in flow.nodes[:last] if node in flow and node not in inner and may_be_point(node))
     mixed = {node for node in sums if node not in ends and len(gates(flow, node, ends)) > 1}
     known = {*ends, *mixed}
     begun = {join.fork for join in ends.values() if _is_begun(flow, join.fork, known)}
@@ -193,7 +193,7 @@ def _crossing(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
     ends = {join.node: join for join in joins if not join.concatenates}
     crossing: dict[fx.Node, tuple[fx.Node, set[fx.Node]]] = {}
     for node in flow.nodes:
-        if node in ends or node not in flow or not is_whole_sum(node):
+        if node in ends or node not in flow or not may_be_point(node):
             continue
         operands = [operand for operand in flattened(flow, node, ()).operands if operand in flow]
         kept = [operand for operand in operands if operand in ends]

@@ -37,7 +37,7 @@ from jetgraph.structure.lines import (
     is_made_by,
     is_point,
     latest,
-    passes,
+    leads_only_to,
     preference,
 )
 from jetgraph.structure.operators import (
@@ -110,7 +110,7 @@ def is_inside(inner: Join, outer: Join) -> bool:
             and (inner.fork in region.node_set or inner.fork is outer.fork or _starts_row(inner, region))
             for region in outer.inside
         )
-        and _leads_only_to(inner.node, outer)
+        and _stays_inside(inner.node, outer)
     )
 
 
@@ -131,7 +131,7 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     join made, or a norm of that, is a point of a stream.
     """
     holders = [other for other in by_node.values() if other is not join and _holds(other, join.node)]
-    inside = [other for other in holders if _leads_only_to(join.node, other)]
+    inside = [other for other in holders if _stays_inside(join.node, other)]
     outside = any(not _holds(other, join.fork) for other in inside)
     apart = outside and all(other.fork is not join.fork for other in inside)
     # What reads another point than the fork comes from there, by factors of its own.
@@ -150,7 +150,7 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
 def is_read_by_layer(flow: Dataflow, join: Join, by_node: Found) -> bool:
     """A concatenation is what a layer of a branch reads: an earlier point beside what the branch has made by then."""
     holders = (other for other in by_node.values() if other is not join and _holds(other, join.node))
-    return any(_lays_made(flow, join, other) and _leads_only_to(join.node, other) for other in holders)
+    return any(_lays_made(flow, join, other) and _stays_inside(join.node, other) for other in holders)
 
 
 def _lays_made(flow: Dataflow, join: Join, other: Join) -> bool:
@@ -223,23 +223,10 @@ def _starts(join: Join, inner: Join, node: fx.Node) -> bool:
     return any(region.entry is node and {inner.node, inner.fork} <= region.node_set for region in join.inside)
 
 
-def _leads_only_to(node: fx.Node, join: Join) -> bool:
-    """Every way from a node inside a join passes the sum."""
+def _stays_inside(node: fx.Node, join: Join) -> bool:
+    """Every way from a node inside a join stays there until it passes the sum."""
     inside = frozenset().union(*(region.node_set for region in join.inside), join.skip.nodes if join.skip else ())
-    return passes(node, join, lambda user: user not in inside and _is_used(user))
-
-
-def _is_used(node: fx.Node) -> bool:
-    """Something is made of a value in the end; a shape alone may be asked for, as for the zeros beside a part."""
-    seen, stack = {node}, [node]
-    while stack:
-        for user in readers(stack.pop()):
-            if user.op == "output":
-                return True
-            if user not in seen:
-                seen.add(user)
-                stack.append(user)
-    return False
+    return leads_only_to(node, join, inside)
 
 
 def _summed(flow: Dataflow, node: fx.Node, by_node: Found) -> Join | None:

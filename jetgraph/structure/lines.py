@@ -7,7 +7,7 @@ added as long skips (`latest`, `along`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -252,7 +252,7 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     summed = (
         plainer or again or _puts_beside(flow, join, line, ends) or _reads_several(flow, join, line, before, by_node)
     )
-    summed = summed and _leads_only_to(flow, line[-1].node, join)
+    summed = summed and leads_only_to(line[-1].node, join)
     if not summed and not _is_level(flow, join, line, ends, by_node):
         return join
     start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
@@ -317,7 +317,7 @@ def is_beside(flow: Dataflow, join: Join, by_node: Found) -> bool:
         return False
     ends = [gate(flow, operand, by_node) for operand in join.injections if operand in flow]
     lines = [_line(flow, point.node, end, by_node) for end in ends if end is not None]
-    return any(line[0].fork is point.node and _leads_only_to(flow, line[-1].node, join) for line in lines if line)
+    return any(line[0].fork is point.node and leads_only_to(line[-1].node, join) for line in lines if line)
 
 
 def _line(flow: Dataflow, start: fx.Node, end: Join, by_node: Found) -> tuple[Join, ...]:
@@ -451,7 +451,7 @@ def _is_level(flow: Dataflow, join: Join, line: Sequence[Join], ends: Sequence[f
     if _is_for_part(flow, join, line[-1].node, ends):
         return False
     beside = [join.skip] if join.skip else [region for region in join.inside if line[-1].node not in region.node_set]
-    around = {made} if (made := _level_above(flow, join.fork)) is not None else set()
+    around = {above} if (above := _level_above(flow, join.fork)) is not None else set()
     # A state may have pieces of different levels, as nodes and edges.
     before = by_node[join.fork].branches if join.fork in by_node else ()
     around |= {level(nodes[-1]) for branch in before if (nodes := _working(branch.region))}
@@ -512,24 +512,33 @@ def _level_above(flow: Dataflow, node: fx.Node) -> Level | None:
     return None
 
 
-def _leads_only_to(flow: Dataflow, node: fx.Node, join: Join) -> bool:
-    """Every way from a value passes the sum."""
-    end = flow.positions[join.node]
-    return passes(node, join, lambda user: flow.positions.get(user, len(flow.nodes)) > end)
-
-
-def passes(node: fx.Node, join: Join, is_past: Callable[[fx.Node], bool]) -> bool:
-    """Every way from a value passes the sum: none leads around it to a node that is past it."""
+def leads_only_to(node: fx.Node, join: Join, inside: Collection[fx.Node] | None = None) -> bool:
+    """Every way from a value to the output passes the sum of a join; and stays inside some nodes until then, if these
+    are given, but for values of which nothing is made in the end.
+    """
     seen, stack = {node}, [node]
     while stack:
         for user in readers(stack.pop()):
             if user in join.adds or user in seen:
                 continue
-            if is_past(user):
+            if user.op == "output" or (inside is not None and user not in inside and _is_used(user)):
                 return False
             seen.add(user)
             stack.append(user)
     return True
+
+
+def _is_used(node: fx.Node) -> bool:
+    """Something is made of a value in the end; a shape alone may be asked for, as for the zeros beside a part."""
+    seen, stack = {node}, [node]
+    while stack:
+        for user in readers(stack.pop()):
+            if user.op == "output":
+                return True
+            if user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return False
 
 
 def behind(flow: Dataflow, join: Join, points: Sequence[fx.Node]) -> Join:

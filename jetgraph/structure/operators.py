@@ -1,7 +1,7 @@
 """What operators do, as far as structure goes: sets of them, and what is read off one by itself.
 
-The only tables of operators in structure finding. They say what an operator is (a product, a norm, a change of layout),
-never whose code it is in.
+The tables that several modules share; one that a single rule needs stands beside it. They say what an operator is (a
+product, a norm, a change of layout), never whose code it is in.
 """
 
 from __future__ import annotations

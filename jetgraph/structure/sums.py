@@ -36,12 +36,15 @@ def is_sum(node: fx.Node) -> bool:
     )
 
 
+def is_whole_sum(node: fx.Node) -> bool:
+    """An add that is no part of a larger sum."""
+    users = readers(node)
+    return node.target is aten.add.Tensor and not (len(users) == 1 and users[0].target is aten.add.Tensor)
+
+
 def summands_of_whole(flow: Dataflow, total: fx.Node) -> list[fx.Node]:
     """The operands of a sum that is no part of another sum; nothing of another node."""
-    if total not in flow or total.target is not aten.add.Tensor or not is_float_tensor(total):
-        return []
-    users = readers(total)
-    if len(users) == 1 and next(iter(users)).target is aten.add.Tensor:
+    if total not in flow or not is_float_tensor(total) or not is_whole_sum(total):
         return []
     return [operand for operand in flattened(flow, total, ()).operands if operand in flow]
 

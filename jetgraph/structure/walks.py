@@ -20,7 +20,7 @@ from jetgraph.structure.joins import only_steers
 from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.pieces import lying
 from jetgraph.structure.regions import Join
-from jetgraph.structure.sums import flattened
+from jetgraph.structure.sums import flattened, is_whole_sum
 
 Cuts = Mapping[fx.Node, tuple[fx.Node, ...]]
 """By node, what is made up to there and read later; in execution order."""
@@ -78,7 +78,7 @@ def walks_over(flow: Dataflow, group: Sequence[Join], outside: Collection[fx.Nod
     first = min(flow.positions[join.fork] for join in group)
     last = max(flow.positions[join.node] for join in group)
     cuts = _cuts(flow, flow.nodes[first : last + 1], outside)
-    ends = [node for node in cuts if is_whole_sum(node)]
+    ends = [node for node in cuts if may_be_point(node)]
     joined = {join.node: join for join in group}
     begun = False
     while ends:
@@ -132,7 +132,7 @@ def _further(flow: Dataflow, walk: Walk) -> Walk:
         state = steps[-1].state
         if len(state) < 2:
             break
-        step = _step(flow, state, node, live, all_carried=False) if is_whole_sum(node) else None
+        step = _step(flow, state, node, live, all_carried=False) if may_be_point(node) else None
         if step is not None and _crosses(flow, state, step):
             steps.append(step)
     longer = replace(walk, steps=tuple(steps))
@@ -174,14 +174,11 @@ def _last_read(flow: Dataflow, node: fx.Node) -> int:
     return max((flow.positions.get(user, len(flow.nodes)) for user in readers), default=-1)
 
 
-def is_whole_sum(node: fx.Node) -> bool:
-    """An add that is no part of a larger sum, and says not only where an attention looks."""
-    return _is_sum(node) and not (len(node.users) == 1 and next(iter(node.users)).target is aten.add.Tensor)
-
-
-def _is_sum(node: fx.Node) -> bool:
-    """An add, unless it only says where an attention looks, as what is added to its scores."""
-    return node.target is aten.add.Tensor and not only_steers(node)
+def may_be_point(node: fx.Node) -> bool:
+    """A stream may go on in a sum: it is no part of a larger one, and says not only where an attention looks, as what
+    is added to its scores.
+    """
+    return is_whole_sum(node) and not only_steers(node)
 
 
 def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Mapping[fx.Node, Join]) -> Walk | None:
@@ -267,7 +264,7 @@ def _steps(
         following = _following(flow, state, later, ends, joined)
         if following is None:
             # The last layer's sum may go on into one that reads the other streams as well.
-            inner = [node for node in later if _is_sum(node) and node not in ends]
+            inner = [n for n in later if n.target is aten.add.Tensor and n not in ends and not only_steers(n)]
             last = _following(flow, state, {node: later[node] for node in inner}, inner)
             following = last if last is not None and len(last.nexts) == len(state) else None
         if following is None or _is_mixed(flow, state, following):

@@ -144,6 +144,20 @@ def twice(block: Update, h: Tensor) -> Tensor:
     return made + h + made
 
 
+def doubled(block: Update, h: Tensor) -> Tensor:
+    """One of several summands of a part is a value twice."""
+    made = block.mlp(h[:, :-1])
+    h = h.clone()
+    h[:, 1:] = h[:, 1:] + (made + made) + block.mlp(h[:, 1:])
+    return h
+
+
+def doubled_beside(block: Update, h: Tensor) -> Tensor:
+    """It alone is added, to a piece that is put beside the others."""
+    made = block.mlp(h[:, :2])
+    return torch.cat([h[:, :2] + (made + made), h[:, 2:]], 1)
+
+
 class Update(nn.Module):
     """h with an MLP added to a part of it."""
 
@@ -179,10 +193,11 @@ WRITES = [
     (index_add, in_place, assigned, spread, features, row, rows),
     (accumulated, copied, chosen, scattered, side_by_side, in_thirds, halves),
     (first, last, in_the_middle, listed, either, twice, reduced, added),
+    (doubled, doubled_beside),
 ]
 
 
-@pytest.mark.parametrize("writes", WRITES, ids=["places", "pieces", "others"])
+@pytest.mark.parametrize("writes", WRITES, ids=["places", "pieces", "others", "doubled"])
 @torch.no_grad()
 def test_each_is_a_join(writes: Sequence[Callable[[Update, Tensor], Tensor]]) -> None:
     torch.manual_seed(0)
