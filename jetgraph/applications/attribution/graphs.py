@@ -311,8 +311,7 @@ class Attribution(Result):
     @own_types()
     @styled
     def drawn(self, width: float | None = None) -> Figure:
-        """The picture, in a width: targets stand in more lines, and names that would stand on others are left out,
-        which the axis says.
+        """The picture, in a width: targets stand in more lines, and the axis says how many names have no room.
 
         Raises
         ------
