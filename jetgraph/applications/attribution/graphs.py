@@ -318,10 +318,10 @@ class Attribution(Result):
         InputError
             As `plot`.
         """
-        if width is None:
-            return super().drawn()
-        check_width(width)
-        return without_overlap(fit(self._figure(width), width))
+        if width is not None:
+            check_width(width)
+        figure = fit(self._figure(width), width)
+        return figure if width is None else without_overlap(figure)
 
     def _figure(self, width: float | None) -> Figure:
         shown = self
@@ -334,12 +334,10 @@ class Attribution(Result):
             shown = self._of(kept, (self.edges >= 0) & kept[self.senders] & kept[self.receivers])
         dag = shown.to_networkx()
         edges = widest(dag)
-        told = ""
+        told = f"; drawn: the {len(edges):,} widest edges" if len(edges) < len(self.values) else ""
         if shown is not self:
             nodes = sum(node.role != "rest" for node in shown.nodes)
             told = f"; drawn: the {nodes} most influential, with {amount(len(edges), 'edge')}{_share(shown)}"
-        elif len(edges) < len(self.values):
-            told = f"; drawn: the {len(edges):,} widest edges"
         return picture(self.title + told, dag, edges, width)
 
 
