@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -108,28 +109,67 @@ EARLY, PLENTY = 0.05, 60.0
 """The share of work that has to be done, or the seconds that have to be gone, before the time that is left is told."""
 
 
-class _Lines(tqdm):
+class _Ticking(tqdm):
+    """A bar that goes on telling the time where one step takes long, by a thread of its own."""
+
+    every = 1.0
+    """Seconds from one look to the next."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+        # Steps that go together are told in one moment: the mean says more than what was last.
+        super().__init__(*args, **{"smoothing": 0.0, **options})
+        if not self.disable and not self.pos:
+            self._thread = threading.Thread(target=_tick, args=(weakref.ref(self), self._done, self.every), daemon=True)
+            self._thread.start()
+
+    def tick(self) -> None:
+        """Tell how far it has come by now."""
+        self.refresh()
+
+    def close(self) -> None:
+        """End, with the thread."""
+        self._done.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        super().close()
+
+
+def _tick(bar: weakref.ref[_Ticking], done: threading.Event, every: float) -> None:
+    """Have a bar tell how far it has come, until it has ended or is gone."""
+    while not done.wait(every) and (there := bar()) is not None:
+        there.tick()
+        del there
+
+
+class _Lines(_Ticking):
     """A bar for files and pipes: a line every `EVERY` seconds, of the outermost bar alone."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        given = {**options, "file": sys.stderr, "delay": EVERY}
-        super().__init__(*args, **given, mininterval=EVERY, maxinterval=EVERY)
+        self.every = EVERY
+        # Each step is counted when it is done; when a line is written is the thread's to say.
+        super().__init__(*args, **{**options, "file": sys.stderr, "miniters": 1, "mininterval": 0.0})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Write how far it has come; nothing where a bar is to be cleared."""
-        if msg is None and not self.pos:
-            facts = self.format_dict
-            of, rate = f" of {self.total}" if self.total else "", facts["rate"]
-            # Steps that go together are all told at the end of the last one: the first say nothing of the rate.
-            known = self.total and (self.n >= EARLY * self.total or (self.n > 1 and facts["elapsed"] > PLENTY))
-            left = f", {(self.total - self.n) / rate:.0f} s left" if rate and known else ""
-            text = f"{self.desc}: {self.n}{of} {self.unit.strip()}, {facts['elapsed']:.0f} s{left}"
-            self.fp.write(f"{text}\n")
-            self.fp.flush()
+        """Nothing: lines come with time, not with steps."""
         return True
+
+    def tick(self) -> None:
+        """Write how far it has come."""
+        facts = self.format_dict
+        done, gone = self.n - self.initial, facts["elapsed"]
+        of = f" of {self.total:,}" if self.total else ""
+        known = self.total and done and (done >= EARLY * self.total or (done > 1 and gone > PLENTY))
+        left = f", {(self.total - self.n) * gone / done:,.0f} s left" if known else ""
+        self.fp.write(f"{self.desc}: {self.n:,}{of} {self.unit.strip()}, {gone:,.0f} s{left}\n")
+        self.fp.flush()
 
     def close(self) -> None:
         """End without a trace."""
+        self._done.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
         if not self.disable:
             self.disable = True
             self._decr_instances(self)  # type: ignore[attr-defined]
@@ -140,5 +180,5 @@ def progress(*args: Any, **options: Any) -> tqdm[Any]:
 
     Arguments are those of `tqdm`: what is iterated over, or `total`; `desc`, `unit`, `initial`.
     """
-    kind = tqdm if overwrites() else _Lines
+    kind = _Ticking if overwrites() else _Lines
     return kind(*args, **{"unit": "steps", **options, "leave": False})

@@ -17,8 +17,8 @@ BETWEEN = 14.0
 """From one node of a cell to the next, and half of what is between columns."""
 
 
-def on_grid(dag: nx.MultiDiGraph) -> Coordinates:
-    """Coordinates of an attribution graph."""
+def on_grid(dag: nx.MultiDiGraph, abreast: int = ABREAST) -> Coordinates:
+    """Coordinates of an attribution graph, so many nodes of a cell side by side."""
     cells: dict[tuple[int, int], list[str]] = {}
     last = max(facts["point"] for _, facts in dag.nodes(data=True))
     for node, facts in dag.nodes(data=True):
@@ -28,7 +28,10 @@ def on_grid(dag: nx.MultiDiGraph) -> Coordinates:
     columns, rows = sorted({column for column, _ in cells}), sorted({row for _, row in cells})
     width, lines = dict.fromkeys(columns, 0.0), dict.fromkeys(rows, 1)
     for (column, row), nodes in cells.items():
-        width[column], lines[row] = max(width[column], _across(dag, nodes)), max(lines[row], _lines(nodes))
+        width[column], lines[row] = (
+            max(width[column], _across(dag, nodes, abreast)),
+            max(lines[row], _lines(nodes, abreast)),
+        )
     # What has no edges stands close, as in a table.
     cells_only = dag.number_of_edges() == 0
     edge, middle = 0.0, {}
@@ -41,8 +44,8 @@ def on_grid(dag: nx.MultiDiGraph) -> Coordinates:
         level += ROW * (lines[row] - 1) + (0.75 if cells_only else 1.5) * ROW
     coordinates = Coordinates()
     for (column, row), nodes in cells.items():
-        for line in range(_lines(nodes)):
-            some = nodes[line * ABREAST : (line + 1) * ABREAST]
+        for line in range(_lines(nodes, abreast)):
+            some = nodes[line * abreast : (line + 1) * abreast]
             x = middle[column] - _extent(dag, some) / 2
             for node in some:
                 half = short_width(dag.nodes[node]) / 2
@@ -51,14 +54,14 @@ def on_grid(dag: nx.MultiDiGraph) -> Coordinates:
     return coordinates
 
 
-def _lines(nodes: list[str]) -> int:
-    return -(-len(nodes) // ABREAST)
+def _lines(nodes: list[str], abreast: int) -> int:
+    return -(-len(nodes) // abreast)
 
 
-def _across(dag: nx.MultiDiGraph, nodes: list[str]) -> float:
+def _across(dag: nx.MultiDiGraph, nodes: list[str], abreast: int) -> float:
     """Width of a cell, its token's text included."""
     text = max(len(dag.nodes[node].get("token") or "") for node in nodes)
-    lines = (nodes[line * ABREAST : (line + 1) * ABREAST] for line in range(_lines(nodes)))
+    lines = (nodes[line * abreast : (line + 1) * abreast] for line in range(_lines(nodes, abreast)))
     return max(*(_extent(dag, some) for some in lines), CHARACTER * text, 44.0)
 
 

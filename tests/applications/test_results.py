@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import itertools
 import json
 import pathlib
 import re
@@ -380,3 +382,39 @@ def test_pictures_say_what_they_leave_out(tmp_path: pathlib.Path) -> None:
     assert "drawn" not in sums.figure().axes[0].get_title()
     help_text = " ".join(succeed("attribute", "--help").split())
     assert "60 most influential nodes" in help_text
+
+
+@pytest.mark.parametrize("prompt", ["The capital of France is", "Raise an exception if a value is"])
+@pytest.mark.parametrize("width", [2.5, 3.3, 6.8])
+def test_names_of_an_attribution_do_not_stand_on_each_other_in_a_column_of_a_paper(prompt: str, width: float) -> None:
+    """What has no room for its name is told; all nodes are there, and so are the names of all targets."""
+    found = jg.attribute("demo", prompt)
+    figure = found.drawn(width)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    named = [text for text in axes.texts if text.get_visible()]
+    boxes = [text.get_window_extent() for text in named]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert len(axes.collections) == min(len(found.nodes), 60 + 1)
+    targets = {node.name for node in found.nodes if node.role == "target"}
+    assert targets <= {text.get_text() for text in named}
+    hidden = len(axes.texts) - len(named)
+    assert (f"{hidden} node" in axes.get_xlabel()) == (hidden > 0)
+    assert figure.get_figwidth() == width
+
+
+def test_a_narrow_picture_of_a_lens_tells_which_points_it_leaves_out() -> None:
+    """Of more points than a page has room for every second, third, … is drawn."""
+    found = jg.lens("demo", "Raise an exception if")
+    many = dataclasses.replace(
+        found,
+        points=tuple(range(63)),
+        after=found.after[:1] * 63,
+        logits=found.logits[:1].expand(63, *found.logits.shape[1:]),
+        radius=None if found.radius is None else found.radius[:1].expand(63, *found.radius.shape[1:]),
+    )
+    narrow = many.drawn(3.3)
+    assert len(narrow.axes[0].get_yticks()) == 32 + 1
+    assert narrow.get_supylabel().endswith(": one of every 2, of 63 in all")
+    assert "one of every" not in many.drawn().get_supylabel()
+    assert "one of every" not in found.drawn(3.3).get_supylabel()

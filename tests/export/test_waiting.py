@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import threading
 import time
 
 import pytest
@@ -53,8 +55,8 @@ def test_how_far_work_has_come_is_a_line_where_stderr_is_no_terminal(monkeypatch
     monkeypatch.setattr(waiting, "EVERY", 0.01)
     with waiting.progress(total=4, desc="comparing", unit="contexts") as bar:
         for _ in waiting.progress(range(2), desc="inside"):
-            time.sleep(0.03)
             bar.update(2)
+            time.sleep(0.1)
     first, *_ = lines = stream.getvalue().splitlines()
     assert first.startswith("comparing: 2 of 4 contexts, 0 s, ")
     assert first.endswith(" s left")
@@ -69,7 +71,40 @@ def test_the_time_that_is_left_is_told_once_it_is_known(monkeypatch: pytest.Monk
         monkeypatch.setattr("sys.stderr", stream)
         monkeypatch.setattr(waiting, "PLENTY", plenty)
         with waiting.progress(total=302, desc="ablating") as bar:
-            time.sleep(0.03)
             bar.update(steps)
+            time.sleep(0.1)
         assert stream.getvalue().startswith(f"ablating: {steps} of 302 steps, 0 s")
         assert (" s left" in stream.getvalue()) == told
+
+
+def test_lines_go_on_while_one_step_takes_long_and_tell_all_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that go together in one moment were told as the first of them, and a long step was silent."""
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(waiting, "EVERY", 0.05)
+    with waiting.progress(total=2000, desc="ablating", unit="components") as bar:
+        time.sleep(0.2)
+        for _ in range(1000):
+            bar.update()
+        time.sleep(0.2)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "ablating: 0 of 2,000 components, 0 s"
+    assert lines[-1] == "ablating: 1,000 of 2,000 components, 0 s, 0 s left"
+    assert not any(line.startswith("ablating: 1 of") for line in lines)
+
+
+def test_a_bar_on_a_terminal_moves_by_itself_and_ends_with_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the work inside fails, and where nobody closes it."""
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(waiting._Ticking, "every", 0.02)
+    before = threading.active_count()
+    with contextlib.suppress(KeyboardInterrupt), waiting.progress(total=3, desc="patching") as bar:
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+    assert bar.disable
+    assert terminal.getvalue().count("patching") > 3
+    left = waiting.progress(range(3), desc="patching")
+    del left
+    time.sleep(0.1)
+    assert threading.active_count() == before

@@ -229,7 +229,7 @@ def _curve(
         return Circuit(len(chosen) / max(1, len(ranked)), len(chosen), value, ratio)
 
     numbers = sorted({0, len(ranked), *(max(1, round(size * len(ranked))) for size in sizes if ranked)})
-    bar = progress(numbers, desc="ablating")
+    bar = progress(numbers, desc="ablating", unit="sizes")
     return tuple(circuit(ranked[:number]) for number in bar), circuit(own)
 
 

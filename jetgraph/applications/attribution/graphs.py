@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from jetgraph.applications.attribution.pictures import picture, widest
+from jetgraph.applications.attribution.pictures import picture, widest, without_overlap
 from jetgraph.applications.attribution.routes import Route, Routes, best_first
 from jetgraph.applications.attribution.targets import Aim
 from jetgraph.applications.interventions.network import Network
@@ -26,6 +26,7 @@ from jetgraph.errors import InputError, amount, check
 from jetgraph.export.precision import own_types
 from jetgraph.layout.blocks import block_of
 from jetgraph.layout.laying_out import lay_out
+from jetgraph.views.style import check_width, fit, styled
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -305,6 +306,24 @@ class Attribution(Result):
         Of a graph of more than `DRAWN` nodes the most influential ones, and of these the widest edges: then the title
         says how many, and what they carry.
         """
+        return self._figure(None)
+
+    @own_types()
+    @styled
+    def drawn(self, width: float | None = None) -> Figure:
+        """The picture, in a width: targets stand in more lines, and the axis says how many names have no room.
+
+        Raises
+        ------
+        InputError
+            As `plot`.
+        """
+        if width is not None:
+            check_width(width)
+        figure = fit(self._figure(width), width)
+        return figure if width is None else without_overlap(figure)
+
+    def _figure(self, width: float | None) -> Figure:
         shown = self
         if len(self.nodes) > DRAWN:
             target = torch.tensor([node.role == "target" for node in self.nodes])
@@ -315,13 +334,11 @@ class Attribution(Result):
             shown = self._of(kept, (self.edges >= 0) & kept[self.senders] & kept[self.receivers])
         dag = shown.to_networkx()
         edges = widest(dag)
-        told = ""
+        told = f"; drawn: the {len(edges):,} widest edges" if len(edges) < len(self.values) else ""
         if shown is not self:
             nodes = sum(node.role != "rest" for node in shown.nodes)
             told = f"; drawn: the {nodes} most influential, with {amount(len(edges), 'edge')}{_share(shown)}"
-        elif len(edges) < len(self.values):
-            told = f"; drawn: the {len(edges):,} widest edges"
-        return picture(self.title + told, dag, edges)
+        return picture(self.title + told, dag, edges, width)
 
 
 def _share(graph: Attribution) -> str:

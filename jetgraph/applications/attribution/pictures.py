@@ -7,17 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
+from jetgraph.errors import amount
 from jetgraph.layout.colours import BY_KIND, GIVES, OTHER, TAKES
 from jetgraph.layout.coordinates import ROW
-from jetgraph.layout.grids import branch_of, short_name
+from jetgraph.layout.grids import ABREAST, branch_of, on_grid, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 LARGEST = 400
 """Edges that are drawn, the widest."""
 
+
+NARROW = 5.0
+"""Inches of a picture that has no room for its legend in one line."""
+
+BESIDE = 1.5
+"""Inches that names of rows, and halves of names at both ends, take."""
 
 PIXELS = 130
 """Of a layout to an inch."""
@@ -32,15 +40,22 @@ def widest(dag: nx.MultiDiGraph) -> list[Edge]:
     return sorted(dag.edges(data=True), key=lambda edge: -abs(edge[2]["value"]))[:LARGEST]
 
 
-def picture(title: str, dag: nx.MultiDiGraph, edges: Sequence[Edge]) -> Figure:
-    """Draw an attribution graph at its places, and of its edges these; blue gives, red takes away."""
+def picture(title: str, dag: nx.MultiDiGraph, edges: Sequence[Edge], width: float | None = None) -> Figure:
+    """Draw an attribution graph at its places, and of its edges these; blue gives, red takes away.
+
+    In a width in inches, targets stand in as many lines as that takes.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch
 
     nodes = dict(dag.nodes(data=True))
+    if width is not None:
+        nodes = _narrowed(dag, PIXELS * max(0.5, width - BESIDE))
     xs, ys = ([facts[axis] for facts in nodes.values()] for axis in ("x", "y"))
     size = (max(xs) - min(xs)) / PIXELS + 2.5, (max(ys) - min(ys)) / PIXELS + 1.6
-    figure = Figure(figsize=(max(6.5, size[0]), max(4.0, size[1])), layout="constrained")
+    # A narrow picture has its legend, and a long title, in lines below each other.
+    high = size[1] + 1.5 * (width is not None and width <= NARROW)
+    figure = Figure(figsize=(max(6.5, size[0]) if width is None else width, max(4.0, high)), layout="constrained")
     axes = figure.subplots()
     largest = abs(edges[0][2]["value"]) if edges else 1.0
     for start, end, facts in edges:
@@ -58,11 +73,25 @@ def picture(title: str, dag: nx.MultiDiGraph, edges: Sequence[Edge]) -> Figure:
         area = 20 + 130 * facts["influence"] / most
         axes.scatter(*place, s=area, color=colour, zorder=2)
         above = {"xytext": (0, 2 + area**0.5 / 2), "textcoords": "offset points", "va": "bottom", "ha": "center"}
-        axes.annotate(short_name(facts), place, fontsize=6, parse_math=False, **above)
+        name = axes.annotate(short_name(facts), place, fontsize=6, parse_math=False, **above)
+        name.set_gid(str(facts["influence"]))
     _label(axes, [facts for facts in nodes.values() if facts["role"] != "rest"])
-    _legend(figure)
+    _legend(figure, figure.get_figwidth() if width is None else width)
     axes.set_title(title, fontsize=8, parse_math=False, wrap=True)
     return figure
+
+
+def _narrowed(dag: nx.MultiDiGraph, across: float) -> dict[Any, dict[str, Any]]:
+    """Nodes at places that are as wide as there is room for, or as narrow as they can be."""
+    nodes: dict[Any, dict[str, Any]] = {}
+    for abreast in range(ABREAST, 0, -1):
+        at = on_grid(dag, abreast).at
+        # As they are stored: from below.
+        nodes = {name: {**facts, "x": at[name][0], "y": at[name][1]} for name, facts in dag.nodes(data=True)}
+        places = [facts["x"] for facts in nodes.values()]
+        if max(places) - min(places) <= across:
+            break
+    return nodes
 
 
 def _label(axes: Axes, nodes: Sequence[Mapping[str, Any]]) -> None:
@@ -89,7 +118,7 @@ def _label(axes: Axes, nodes: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylabel("point of the stream")
 
 
-def _legend(figure: Figure) -> None:
+def _legend(figure: Figure, wide: float) -> None:
     """Say what colours of edges, their widths and the sizes of nodes mean."""
     from matplotlib.lines import Line2D
 
@@ -99,4 +128,31 @@ def _legend(figure: Figure) -> None:
         Line2D([], [], color=OTHER, linewidth=3, label="wide: large flow"),
         Line2D([], [], color=OTHER, marker="o", linestyle="", label="large: much influence"),
     ]
-    figure.legend(handles=said, loc="outside lower center", ncols=len(said), fontsize=6)
+    figure.legend(handles=said, loc="outside lower center", ncols=len(said) if wide > NARROW else 1, fontsize=6)
+
+
+def without_overlap(figure: Figure) -> Figure:
+    """The figure without the names that would stand on others: those of the most influential nodes stay.
+
+    Of a node that is alone at its place in the grid nothing is lost, for its row and its column are named; how many
+    have no name is said below the axis.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    renderer = canvas.get_renderer()
+    kept: list[Bbox] = []
+    hidden = 0
+    for name in sorted(axes.texts, key=lambda one: -float(one.get_gid() or 0.0)):
+        box = name.get_window_extent(renderer)
+        if any(box.overlaps(other) for other in kept):
+            name.set_visible(False)
+            hidden += 1
+        else:
+            kept.append(box)
+    if hidden:
+        said = f"{amount(hidden, 'node')} without a name, for which there is no room"
+        axes.set_xlabel("\n".join(filter(None, (axes.get_xlabel(), said))), fontsize=7)
+    return figure

@@ -434,7 +434,7 @@ def _through(
     """Logits with the components of each changed in the network; of what has none there are none."""
     chosen = [aliases for aliases in dict.fromkeys(several) if aliases]
     outcomes: dict[tuple[str, ...], Tensor] = {}
-    with progress(total=len(chosen), desc="ablating") as bar:
+    with progress(total=len(chosen), desc="ablating", unit="components") as bar:
         changes = [{alias: change(alias) for alias in aliases} for aliases in chosen]
         for number, logits in network.outcomes(changes, readout.read, readout.places, memory):
             outcomes[chosen[number]] = logits

@@ -34,6 +34,9 @@ Changes = Mapping[str, Change]
 ROWS = 128
 """So many tokens have to join those that are side by side at once: fewer are not worth the stop."""
 
+SIDE_BY_SIDE = 64
+"""Copies that go together at most: more are hardly faster, and nothing is told of how far they have come."""
+
 
 _REACHES: WeakKeyDictionary[ResidualGraph, dict[tuple[frozenset[str], fx.Node], Reach | None]] = WeakKeyDictionary()
 """By graph, what was asked for before: to follow dimensions through a graph takes longer than a forward pass."""
@@ -216,7 +219,7 @@ class Network:
     def _batches(self, several: Sequence[Changes], reach: Reach, memory: int | None) -> Iterator[list[list[int]]]:
         """Groups of changes, by number: each begins at a step of its own, and those that go together are a batch."""
         forward = self.forward
-        most = max(1, self.allowed(memory) // reach.bytes(forward.sizes))
+        most = max(1, min(SIDE_BY_SIDE, self.allowed(memory) // reach.bytes(forward.sizes)))
         enough = -(-ROWS // prod(forward.shape(self.graph.stream.end)[:-1]))
         groups: list[list[int]] = []
         for number in sorted(range(len(several)), key=lambda number: self._first(several[number])):

@@ -344,7 +344,7 @@ def _measured(
     some = {sender for sender, _ in edges}
     used = [sender for sender in sending if every or sender in some]
     places = [{port: place for place, port in enumerate(listed)} for listed in (sending, receiving)]
-    with progress(total=len(edges) + len(used), desc="patching") as bar:
+    with progress(total=len(edges) + len(used), desc="patching", unit="replacements") as bar:
         for sender, receiver, change in _changes(pair, used, edges, readout, memory):
             if receiver is None:
                 totals[places[0][sender]] = change

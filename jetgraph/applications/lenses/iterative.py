@@ -26,7 +26,7 @@ from jetgraph.applications.lenses.choosing import chosen_orders
 from jetgraph.applications.lenses.compiled import Lenses, lenses
 from jetgraph.applications.lenses.held import LensValues
 from jetgraph.applications.lenses.measuring import closed_radii
-from jetgraph.applications.lenses.pictures import check_figure, figure_of, room, thinned
+from jetgraph.applications.lenses.pictures import AXIS, check_figure, figure_of, room, thinned
 from jetgraph.applications.lenses.points import (
     Layers,
     by_rows,
@@ -109,7 +109,10 @@ class Lens(LensValues):
             return super().drawn(width)
         check_width(width)
         step, columns = room(self, width)
-        return fit(thinned(self, step).figure(columns=columns), width)
+        figure = fit(thinned(self, step).figure(columns=columns), width)
+        if step > 1:
+            figure.supylabel(f"{AXIS}: one of every {step}, of {len(self.points)} in all", fontsize=9)
+        return figure
 
     def to_networkx(self, row: int = 0) -> nx.MultiDiGraph:
         """The lens on one input as a graph of cells, its top tokens by point and position, at the highest order or the

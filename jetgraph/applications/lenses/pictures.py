@@ -33,6 +33,9 @@ NAMED = 24
 HIGH = 32
 """Points that a page has room for."""
 
+AXIS = "point of the stream, and what it follows"
+"""What the rows of a lens's picture are."""
+
 WIDE = 12
 """Columns of a lens's picture from which on orders stand below each other."""
 
@@ -79,7 +82,7 @@ def figure_of(lens: LensValues, row: int, colour: str, columns: int) -> Figure:
         axes.set_xticks(range(columns), heads, rotation=60, ha="right", fontsize=8, parse_math=False)
         axes.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
     figure.supxlabel(_below(lens, beyond, columns, every), fontsize=9)
-    figure.supylabel("point of the stream, and what it follows", fontsize=9)
+    figure.supylabel(AXIS, fontsize=9)
     what = _what(lens)
     figure.suptitle(f"{lens.title}: {what}", fontsize=10, parse_math=False)
     name = what if lens.features else "KL(model ‖ lens), nats" if apart else f"probability of the {_one(lens)} shown"

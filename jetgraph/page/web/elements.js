@@ -21,6 +21,9 @@ export function told(value) {
   return text.replace("-", "−");
 }
 
+/** A count, by thousands. */
+export const counted = (number) => number.toLocaleString("en");
+
 /** What a block of the page holds, which is compressed. */
 export async function unpacked(name) {
   const bytes = Uint8Array.from(atob(part(name).textContent), (letter) => letter.charCodeAt(0));

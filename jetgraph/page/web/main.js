@@ -1,6 +1,6 @@
 import { makeAxes } from "./axes.js";
 import { makeDrawing } from "./drawing.js";
-import { make, openWith, part, told, unpacked } from "./elements.js";
+import { counted, make, openWith, part, told, unpacked } from "./elements.js";
 import { readGraph, takeChoice } from "./graph.js";
 import { fillPanel, fillSummary } from "./panel.js";
 import { search } from "./patterns.js";
@@ -51,11 +51,11 @@ function openPage(cytoscape, data) {
     if (chosen) fillPanel(part("panel"), graph, chosen, state, { pin, group, fold, choose });
     else fillSummary(part("panel"), graph);
     part("main").classList.toggle("chosen", chosen !== null);
-    part("found").textContent = state.query ? `${at >= 0 ? `${at + 1} of ` : ""}${found.nodes.length} found` : "";
+    part("found").textContent = state.query ? `${at >= 0 ? `${counted(at + 1)} of ` : ""}${counted(found.nodes.length)} found` : "";
     const most = graph.total === null ? "" : `; of those into the target ${told(left.atEnd)} of ${told(graph.total)}`;
     const number = left.hiddenEdges.size;
-    part("hidden").textContent = number ? `|value| ≥ ${told(left.least)} · hidden: ${number} of ${shown.edges.length} edges, Σ ${told(left.sum)}${most}` : "everything is shown";
-    part("said").textContent = chosen ? `${chosen.label}, ${chosen.into.length} edges in, ${chosen.out.length} out` : "";
+    part("hidden").textContent = number ? `|value| ≥ ${told(left.least)} · hidden: ${counted(number)} of ${counted(shown.edges.length)} edges, Σ ${told(left.sum)}${most}` : "everything is shown";
+    part("said").textContent = chosen ? `${chosen.label}, ${counted(chosen.into.length)} edges in, ${counted(chosen.out.length)} out` : "";
   }
 
   // What a reader does

@@ -1,4 +1,4 @@
-import { make, told } from "./elements.js";
+import { counted, make, told } from "./elements.js";
 import { formulaOf } from "./formula.js";
 import { cellOf } from "./quotient.js";
 
@@ -28,8 +28,8 @@ function edgeList(title, edges, other, choose) {
     const row = [make("span", { class: "name" }, edge[other].label), valued ? bar : null, make("span", { class: "number" }, told(edge.value))];
     return make("li", {}, make("button", { type: "button", onclick: () => choose(edge[other]) }, ...row));
   });
-  const more = sorted.length > LISTED ? make("p", { class: "note" }, `${sorted.length - LISTED} smaller ${sorted.length - LISTED > 1 ? "ones are" : "one is"} not listed`) : null;
-  return make("section", {}, make("h3", {}, `${title} (${edges.length})`, valued ? make("span", { class: "number" }, `Σ ${told(sum)}`) : ""), make("ul", { class: "edges" }, ...items), more);
+  const more = sorted.length > LISTED ? make("p", { class: "note" }, `${counted(sorted.length - LISTED)} smaller ${sorted.length - LISTED > 1 ? "ones are" : "one is"} not listed`) : null;
+  return make("section", {}, make("h3", {}, `${title} (${counted(edges.length)})`, valued ? make("span", { class: "number" }, `Σ ${told(sum)}`) : ""), make("ul", { class: "edges" }, ...items), more);
 }
 
 /** Facts of one node of the graph. */
@@ -56,7 +56,7 @@ export function fillPanel(panel, graph, shown, state, act) {
   );
   const body = shown.single
     ? [first.formula && first.formula !== first.alias ? make("p", { class: "formula" }, formulaOf(first.formula)) : null, table(facts(graph, first))]
-    : [table([["nodes", String(shown.members.length)], [graph.valueName, told(shown.value)]]), memberList(shown, act.choose)];
+    : [table([["nodes", counted(shown.members.length)], [graph.valueName, told(shown.value)]]), memberList(shown, act.choose)];
   panel.replaceChildren(
     make("h2", {}, make("i", { class: "kind" }), shown.label), buttons, ...body.filter((one) => one !== null),
     ...[edgeList("from", shown.into, "from", act.choose), edgeList("to", shown.out, "to", act.choose)].filter((one) => one !== null),

@@ -1,3 +1,4 @@
+import { counted } from "./elements.js";
 import { isEnd } from "./graph.js";
 
 /**
@@ -61,7 +62,7 @@ function describe(shown) {
     return;
   }
   const cell = shown.name.startsWith("fold:") ? shown.name.slice(5) : "";
-  const name = cell || `${first.label} + ${shown.members.length - 1}`;
+  const name = cell || `${first.label} + ${counted(shown.members.length - 1)}`;
   Object.assign(shown, { label: name, short: cell ? first.layer : name, role: "fold", width: 8 * name.length + 24 });
   const kinds = new Set(shown.members.map((node) => node.kind).filter((kind) => kind !== "stream" && kind !== "bias"));
   shown.kind = kinds.size === 1 ? [...kinds][0] : "";

@@ -1,4 +1,4 @@
-import { make, openWith, part, told, unpacked } from "./elements.js";
+import { counted, make, openWith, part, told, unpacked } from "./elements.js";
 
 /** A table and its figure: rows are filtered by a text, and sorted by a click on a column. */
 
@@ -33,7 +33,7 @@ async function openTable() {
     if (column >= 0) found.sort((one, other) => compare(one[column], other[column], down));
     const cells = (row) => row.map((cell) => make("td", rank(cell) === 0 ? { class: "number" } : {}, textOf(cell)));
     part("rows").replaceChildren(...found.slice(0, ROWS).map((row) => make("tr", {}, ...cells(row))));
-    part("found").textContent = `${Math.min(found.length, ROWS)} of ${rows.length} rows`;
+    part("found").textContent = `${counted(Math.min(found.length, ROWS))} of ${counted(rows.length)} rows`;
     [...part("names").children].forEach((head, number) => {
       const sorted = number === column ? (down ? "descending" : "ascending") : "none";
       head.setAttribute("aria-sort", sorted);
