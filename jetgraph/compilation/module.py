@@ -169,11 +169,14 @@ class PathModule(nn.Module):
             raise StateError("a beam chooses its terms when it runs, so that it has no plan before")
         return self._plan
 
+    # Reading a graph is no work for a compiler: inside `torch.compile` it is called as it is.
+    @torch.compiler.disable
     def forward(self, *args: Any, **kwargs: Any) -> PathValues:
         """Evaluate the paths on the model's inputs."""
         with own_types():
             return on_one_chunk(lambda: self._evaluate(args, kwargs))
 
+    @torch.compiler.disable
     def at(self, position: Position | None, /, *args: Any, **kwargs: Any) -> PathValues:
         """Evaluate the paths at one position of outputs [batch, position, ...], or at one of each row.
 

@@ -1433,3 +1433,12 @@ def test_a_model_without_joins_is_one_function(traced: Callable[..., Example]) -
         expected = example.output - model[-1].bias
     agree(values.terms["embed > logits^0"], expected)
     agree(values.total, example.output)
+
+
+@pytest.mark.parametrize("recipe", ["frozen", "components", "lens"])
+def test_compiled_paths_run_as_they_are_inside_torch_compile(recipe: Any, gpt2: Example) -> None:
+    expansion = jg.expand(gpt2.graph, recipe=recipe)
+    module = jg.compile(expansion)
+    expected, values = module(**gpt2.inputs), torch.compile(module, backend="eager")(**gpt2.inputs)
+    assert torch.equal(values.output, expected.output)
+    assert all(torch.equal(values.terms[path], term) for path, term in expected.terms.items())
