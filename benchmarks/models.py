@@ -29,6 +29,7 @@ def traced(setting: Setting, dtype: torch.dtype = torch.float32) -> jg.ResidualG
 
 def of_checkpoint(setting: Setting) -> Setting:
     """The setting with the sizes of its checkpoint, which is a Llama's."""
+    assert setting.checkpoint is not None
     config: Any = transformers.AutoConfig.from_pretrained(setting.checkpoint)
     if config.model_type != "llama":
         raise SystemExit(f"--checkpoint {setting.checkpoint}: its model_type is {config.model_type!r}, not 'llama'")

@@ -7,9 +7,9 @@ probability, so norms and cosines are those of centred logits: x − mean(x) ove
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -154,6 +154,8 @@ class Reference:
         self._wide = wide if wide == torch.float64 or not _has_huge(self._logits) else torch.float64
         self._kept: dict[tuple[int, ...], Sequence[_Rows | _KernelRows]] = {}
         """By shape of the rows, those that are few: what every comparison needs of them is made once."""
+        self._totals: dict[tuple[int, ...], list[_Totals]] = {}
+        """By shape of the rows that are too many to be kept, their totals, part by part."""
 
     @property
     def shape(self) -> torch.Size:
@@ -188,25 +190,53 @@ class Reference:
         if (kernels := kernels_for(flat)) is not None:
             self._kept[own] = [_KernelRows(flat, self._wide, kernels)]
             return self._kept[own]
-        parts = (_Rows(part, self._wide) for part in flat.split(size))
         most = suited(flat.device, cpu=0, accelerator=KEPT // (self._wide.itemsize * max(1, flat.shape[-1])))
         if len(flat) > max(size, most):
-            return parts
-        self._kept[own] = [*parts]
+            return self._again(flat.split(size), self._totals.setdefault(own, []))
+        self._kept[own] = [_Rows(part, self._wide) for part in flat.split(size)]
         return self._kept[own]
+
+    def _again(self, parts: Sequence[Tensor], totals: list[_Totals]) -> Iterator[_Rows]:
+        """Rows that are made for each comparison, with the totals that an earlier one has left."""
+        for number, part in enumerate(parts):
+            rows = _Rows(part, self._wide, totals[number] if number < len(totals) else None)
+            if number == len(totals):
+                totals.append(rows.totals)
+            yield rows
+
+
+class _Totals(NamedTuple):
+    """What of rows of logits takes a whole pass over them."""
+
+    best: Tensor
+    """The largest one's place [row, 1]."""
+    at_best: Tensor
+    """Its logarithm of the probability [row, 1]."""
+    length: Tensor
+    """‖logits − their mean‖ [row]."""
 
 
 class _Rows:
     """Some rows [row, vocab] of a model's logits, with what of them every comparison needs, in a type."""
 
-    def __init__(self, logits: Tensor, wide: torch.dtype) -> None:
+    def __init__(self, logits: Tensor, wide: torch.dtype, totals: _Totals | None = None) -> None:
         self._wide, self.number = wide, len(logits)
-        self.best = logits.argmax(-1, keepdim=True)
+        self.best = logits.argmax(-1, keepdim=True) if totals is None else totals.best
         before = torch.arange(logits.shape[-1], device=logits.device) < self.best
         self.before = before.to(logits.dtype) if is_accelerator(logits.device) else before
-        self.log_probability = torch.log_softmax(logits, -1, dtype=wide)
+        if totals is None or is_accelerator(logits.device):
+            self.log_probability = torch.log_softmax(logits, -1, dtype=wide)
+            self.length = _length(_spread(self.log_probability), self.log_probability)
+        else:
+            # Bit for bit what log_softmax gives on a CPU: (x − max) − log Σ exp(x − max), of the largest 0 − log Σ.
+            largest = logits.gather(-1, self.best).to(wide)
+            self.log_probability, self.length = (logits - largest).add_(totals.at_best), totals.length
         self.probability = self.log_probability.exp()
-        self.length = _length(_spread(self.log_probability), self.log_probability)
+
+    @property
+    def totals(self) -> _Totals:
+        """What another pass need not find again."""
+        return _Totals(self.best, self.log_probability.gather(-1, self.best), self.length)
 
     def compare(self, others: Tensor, together: int) -> tuple[Tensor, ...]:
         """KL, cosine, rank of the own top token and remainder, [group, row] each, of logits [group, row, vocab], of so

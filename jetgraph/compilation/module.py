@@ -6,8 +6,8 @@ import copy
 import html
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,15 @@ def _warn_of_weights(expansion: Expansion, paths: Sequence[Path]) -> None:
         warnings.warn(told, WeightWarning, stacklevel=3)
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _as_it_is(method: _Method) -> _Method:
+    """Reading a graph is no work for a compiler: inside `torch.compile` it is called as it is."""
+    called: Any = torch.compiler.disable(method)
+    return called
+
+
 class PathModule(nn.Module):
     """Selected paths of an expansion as a module over the traced model's inputs.
 
@@ -169,14 +178,13 @@ class PathModule(nn.Module):
             raise StateError("a beam chooses its terms when it runs, so that it has no plan before")
         return self._plan
 
-    # Reading a graph is no work for a compiler: inside `torch.compile` it is called as it is.
-    @torch.compiler.disable
+    @_as_it_is
     def forward(self, *args: Any, **kwargs: Any) -> PathValues:
         """Evaluate the paths on the model's inputs."""
         with own_types():
             return on_one_chunk(lambda: self._evaluate(args, kwargs))
 
-    @torch.compiler.disable
+    @_as_it_is
     def at(self, position: Position | None, /, *args: Any, **kwargs: Any) -> PathValues:
         """Evaluate the paths at one position of outputs [batch, position, ...], or at one of each row.
 

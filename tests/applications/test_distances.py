@@ -117,6 +117,27 @@ def test_a_comparison_of_nothing() -> None:
     assert distances.compare(torch.zeros(2, 0, 5), torch.zeros(3, 2, 0, 5)).kl.shape == (3, 2, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_another_comparison_finds_the_same_bits_with_the_totals_of_the_first(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ties, tokens that are ruled out and rows that are no numbers too; logits themselves are at distance 0."""
+    monkeypatch.setattr(distances, "CACHE", 2**13)
+    torch.manual_seed(0)
+    model = (3 * torch.randn(7, 5, 300)).to(dtype)
+    model[0, 0] = model[0, 0].round()
+    model[1, 1, ::3], model[2, 2], model[3, 3, 4] = -math.inf, -math.inf, math.nan
+    others = [(model + torch.randn_like(model)).expand(2, -1, -1, -1), model]
+    reference = distances.Reference(model)
+    for other in (*others, *others):
+        found, expected = reference.compare(other), distances.Reference(model).compare(other)
+        for name in distances.METRICS:
+            one, two = (getattr(values, name) for values in (found, expected))
+            assert torch.equal(one.isnan(), two.isnan())
+            assert torch.equal(one.nan_to_num(), two.nan_to_num())
+    assert reference.compare(model).kl.nansum() == 0
+
+
 def test_groups_that_fit_are_compared_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """One launch of each operator for all of them, with the numbers of each by itself, however many fit."""
     random = torch.Generator().manual_seed(2)
