@@ -19,7 +19,7 @@ from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.copies import Change, Copies, Reach, between, changed_nodes
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, dims_of_rows
-from jetgraph.running.memory import allowed
+from jetgraph.running.memory import allowed, suited
 
 At = Position | Literal["last"] | None
 """Where logits are looked at: one position, one for each row, `last` (the last token of each row that is no padding),
@@ -34,8 +34,9 @@ Changes = Mapping[str, Change]
 ROWS = 128
 """So many tokens have to join those that are side by side at once: fewer are not worth the stop."""
 
-SIDE_BY_SIDE = 64
-"""Copies that go together at most: more are hardly faster, and nothing is told of how far they have come."""
+SIDE_BY_SIDE, LAUNCHED_TOGETHER = 64, 256
+"""Copies that go together at most, and on an accelerator: more are hardly faster, take memory, and leave nothing told
+of how far they have come."""
 
 
 _REACHES: WeakKeyDictionary[ResidualGraph, dict[tuple[frozenset[str], fx.Node], Reach | None]] = WeakKeyDictionary()
@@ -219,7 +220,9 @@ class Network:
     def _batches(self, several: Sequence[Changes], reach: Reach, memory: int | None) -> Iterator[list[list[int]]]:
         """Groups of changes, by number: each begins at a step of its own, and those that go together are a batch."""
         forward = self.forward
-        most = max(1, min(SIDE_BY_SIDE, self.allowed(memory) // reach.bytes(forward.sizes)))
+        device = next(iter(forward.inputs.values())).device
+        together = suited(device, cpu=SIDE_BY_SIDE, accelerator=LAUNCHED_TOGETHER)
+        most = max(1, min(together, self.allowed(memory) // reach.bytes(forward.sizes)))
         enough = -(-ROWS // prod(forward.shape(self.graph.stream.end)[:-1]))
         groups: list[list[int]] = []
         for number in sorted(range(len(several)), key=lambda number: self._first(several[number])):
