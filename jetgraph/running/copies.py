@@ -246,7 +246,6 @@ class Copies:
         self.forward = Forward(clean.graph, clean.state, self._values.inputs, values=self._values)
         """The pass of all copies, one after the other along the batch."""
         self._clean, self._reach = clean, reach
-        self._waiting: set[fx.Node] = set()
 
     def grown(self, more: int, border: Iterable[fx.Node]) -> Copies:
         """These copies and so many more, whose changes all lie behind a border (see `between`)."""
@@ -255,13 +254,11 @@ class Copies:
 
     def wait(self, border: Iterable[fx.Node]) -> None:
         """Come as far as a border behind which all further changes lie, and stay there: what a change forgets is made
-        from here. What was held at the border before this one is let go of.
+        from here, and what lies before it is let go of.
         """
-        border = set(border)
-        waiting = {node for node in border if node not in self._values}
+        border = frozenset(border)
         self._values.need(self._values.in_order(border))
-        self._values.release(self._waiting - border)
-        self._waiting = waiting | self._waiting & border
+        self._values.keep(border)
 
     def rows(self, value: Tensor) -> Tensor:
         """A value whose first dimension counts the batch, by copy: [copy, *value]."""

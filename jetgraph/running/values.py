@@ -184,6 +184,10 @@ class Values:
             if node not in self._put and node not in self._inputs:
                 self._held.pop(node, None)
 
+    def keep(self, nodes: Collection[fx.Node]) -> None:
+        """Let go of what operators have made but for these."""
+        self.release([node for node in self._held if node.op == "call_function" and node not in nodes])
+
     def _exchange(self, node: fx.Node) -> None:
         """Compute a value some of whose summands are exchanged."""
         exchanges = self._exchanges[node]
