@@ -130,10 +130,14 @@ class _Ticking(tqdm):
 
     def close(self) -> None:
         """End, with the thread."""
+        self._stop()
+        super().close()
+
+    def _stop(self) -> None:
+        """End the thread."""
         self._done.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        super().close()
 
 
 def _tick(bar: weakref.ref[_Ticking], done: threading.Event, every: float) -> None:
@@ -167,9 +171,7 @@ class _Lines(_Ticking):
 
     def close(self) -> None:
         """End without a trace."""
-        self._done.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._stop()
         if not self.disable:
             self.disable = True
             self._decr_instances(self)  # type: ignore[attr-defined]

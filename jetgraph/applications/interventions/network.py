@@ -9,6 +9,7 @@ from math import prod
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.outline import JoinStep
@@ -215,13 +216,16 @@ class Network:
 
     def allowed(self, memory: int | None) -> int:
         """Bytes that those that go side by side may take: what is given, else a share of what is free."""
-        return allowed(memory, next(iter(self.forward.inputs.values())).device)
+        return allowed(memory, self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.forward.inputs.values())).device
 
     def _batches(self, several: Sequence[Changes], reach: Reach, memory: int | None) -> Iterator[list[list[int]]]:
         """Groups of changes, by number: each begins at a step of its own, and those that go together are a batch."""
         forward = self.forward
-        device = next(iter(forward.inputs.values())).device
-        together = suited(device, cpu=SIDE_BY_SIDE, accelerator=LAUNCHED_TOGETHER)
+        together = suited(self._device, cpu=SIDE_BY_SIDE, accelerator=LAUNCHED_TOGETHER)
         most = max(1, min(together, self.allowed(memory) // reach.bytes(forward.sizes)))
         enough = -(-ROWS // prod(forward.shape(self.graph.stream.end)[:-1]))
         groups: list[list[int]] = []
