@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,19 +34,21 @@ from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import OTHER
 from jetgraph.running.copies import Change as Replacing
-from jetgraph.running.memory import check_memory
+from jetgraph.running.memory import check_memory, suited
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Each = TypeVar("Each")
+
 PATH_BUDGET = 10_000
 """How many paths are ablated one by one."""
 
-TERM_BYTES = 2**28
-"""Bytes of terms that are held at once; a term is as large as the logits that are looked at."""
+WORKED_ON = 2**24
+"""Bytes of logits in float64 that are taken off the output or measured at once, beside those that are returned."""
 
-MEASURED = 2**26
-"""Bytes of logits in float64 that are measured at once."""
+WORKED_ON_LAUNCHED = 2**28
+"""The same on an accelerator."""
 
 LARGEST_SCALE = 1e30
 """What paths may be multiplied by, at most."""
@@ -391,12 +393,12 @@ def _scaled(
     outputs: dict[str, Outputs] = {}
     removed = torch.zeros_like(readout.clean, dtype=torch.float64)
     values = compile(expansion, paths, budget=len(paths)).at(readout.places, **network.inputs)
-    size = max(1, TERM_BYTES // (readout.clean.numel() * readout.clean.element_size()))
-    for start in range(0, len(paths), size):
-        some = paths[start : start + size]
-        shares = (1 - scale) * values.each(some).view(len(some), *readout.clean.shape).double()
-        removed += shares[torch.tensor([bool(passed[path]) for path in some]).nonzero()[:, 0]].sum(0)
-        for path, direct in zip(some, readout.clean.double() - shares, strict=True):
+    for some in _portions(paths, readout):
+        shares = values.each(some).view(len(some), *readout.clean.shape).double().mul_(1 - scale)
+        for path, share in zip(some, shares, strict=True):
+            if passed[path]:
+                removed += share
+        for path, direct in zip(some, torch.sub(readout.clean.double(), shares, out=shares), strict=True):
             outputs[str(path)] = Outputs(direct, through.get(passed[path]))
     if joint:
         outputs[TOGETHER] = Outputs(readout.clean.double() - removed, through[joint])
@@ -452,7 +454,8 @@ def _passed(expansion: Expansion, path: Path, components: Collection[str]) -> tu
 
 def _effects(outputs: Mapping[str, Outputs], readout: Readout) -> Iterator[Effect]:
     """What each path's ablation does, at each place."""
-    predicted = _changes([one.direct for one in outputs.values()], readout)
+    # One after the other: what is measured at once is held once.
+    predicted = [*_changes([one.direct for one in outputs.values()], readout)]
     actual = _changes([one.through for one in outputs.values() if one.through is not None], readout)
     for (path, one), direct in zip(outputs.items(), predicted, strict=True):
         through = {} if one.through is None else next(actual)
@@ -461,16 +464,22 @@ def _effects(outputs: Mapping[str, Outputs], readout: Readout) -> Iterator[Effec
 
 
 def _changes(several: Sequence[Tensor], readout: Readout) -> Iterator[dict[tuple[int, int], Change]]:
-    """What has changed in each of several outputs, by (example, place); as many are measured at once as fit."""
-    size = max(1, MEASURED // (8 * max(1, readout.clean.numel())))
+    """What has changed in each of several outputs, by (example, place)."""
     rows = list(readout.rows())
     measures: tuple[Callable[[Tensor], Tensor], ...] = readout.change, readout.distance, readout.cosine
     if not readout.features:
         measures = readout.change, readout.centred_change, readout.divergence, _largest
-    for start in range(0, len(several), size):
-        logits = torch.stack([*several[start : start + size]])
+    for some in _portions(several, readout):
+        logits = torch.stack([*some])
         for numbers in zip(*(measure(logits).tolist() for measure in measures), strict=True):
             yield {(i, j): _change([each[i][j] for each in numbers], readout) for i, j in rows}
+
+
+def _portions(several: Sequence[Each], readout: Readout) -> Iterator[Sequence[Each]]:
+    """As many at once as their logits in float64 are worked on together."""
+    most = suited(readout.clean.device, cpu=WORKED_ON, accelerator=WORKED_ON_LAUNCHED)
+    size = max(1, most // (8 * max(1, readout.clean.numel())))
+    return (several[start : start + size] for start in range(0, len(several), size))
 
 
 def _largest(logits: Tensor) -> Tensor:

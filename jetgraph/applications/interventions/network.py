@@ -20,7 +20,7 @@ from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.copies import Change, Copies, Reach, between, changed_nodes
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, dims_of_rows
-from jetgraph.running.memory import allowed, suited
+from jetgraph.running.memory import allowed, give_back, suited
 
 At = Position | Literal["last"] | None
 """Where logits are looked at: one position, one for each row, `last` (the last token of each row that is no padding),
@@ -38,6 +38,10 @@ ROWS = 128
 SIDE_BY_SIDE, LAUNCHED_TOGETHER = 64, 256
 """Copies that go together at most, and on an accelerator: more are hardly faster, take memory, and leave nothing told
 of how far they have come."""
+
+HELD_SIDE_BY_SIDE = 2**25
+"""Bytes of copies that go together on a CPU where nobody says: there more are hardly faster as well, and they would be
+most of what an ablation of many components needs."""
 
 
 _REACHES: WeakKeyDictionary[ResidualGraph, dict[tuple[frozenset[str], fx.Node], Reach | None]] = WeakKeyDictionary()
@@ -151,6 +155,8 @@ class Network:
             forward = self._together([[several[number] for number in group] for group in groups], reach)
             numbers = [number for group in groups for number in group]
             yield from zip(numbers, read(forward, len(numbers)), strict=True)
+            del forward
+            give_back(self._device)
 
     def _first(self, changes: Changes) -> int:
         """The step at which changes begin."""
@@ -226,7 +232,10 @@ class Network:
         """Groups of changes, by number: each begins at a step of its own, and those that go together are a batch."""
         forward = self.forward
         together = suited(self._device, cpu=SIDE_BY_SIDE, accelerator=LAUNCHED_TOGETHER)
-        most = max(1, min(together, self.allowed(memory) // reach.bytes(forward.sizes)))
+        held = self.allowed(memory)
+        if memory is None:
+            held = suited(self._device, cpu=min(held, HELD_SIDE_BY_SIDE), accelerator=held)
+        most = max(1, min(together, held // reach.bytes(forward.sizes)))
         enough = -(-ROWS // prod(forward.shape(self.graph.stream.end)[:-1]))
         groups: list[list[int]] = []
         for number in sorted(range(len(several)), key=lambda number: self._first(several[number])):

@@ -13,11 +13,11 @@ import transformers
 from torch import Tensor, nn
 
 import jetgraph as jg
-from jetgraph.applications.interventions import Ablation, Patching, ablate, patch
+from jetgraph.applications.interventions import Ablation, Patching, ablate, ablation, network, patch
 from jetgraph.applications.interventions.ablation import TOGETHER, Effect
 from jetgraph.models import bundled
 from tests.conftest import Example, run
-from tests.operators import Operators
+from tests.operators import Operators, peak
 from tests.zoo import case
 
 # How each model is taken apart by hand
@@ -898,3 +898,30 @@ def test_a_branch_that_is_a_source_is_no_site(traced: Callable[..., Example]) ->
     example = traced(case("gpt2"))
     with pytest.raises(jg.SelectionError, match=r"Write 'L0\.mlp > logits'"):
         ablate(example.graph, "embed > L0.mlp > logits", example.inputs)
+
+
+def test_an_ablation_holds_little_but_what_it_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits are taken off the output and measured a few at a time, and copies of a pass that go together are few."""
+    config = transformers.LlamaConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=8000,
+        max_position_embeddings=32,
+    )
+    model, ids = transformers.LlamaForCausalLM(config).eval(), torch.arange(16)[None]
+    graph = jg.trace(model, ids)
+    monkeypatch.setattr(ablation, "WORKED_ON", 2**18)
+    monkeypatch.setattr(network, "HELD_SIDE_BY_SIDE", 2**18)
+    for corrupt in (None, ids.flip(1)):
+        kept: list[Ablation] = []
+
+        def heads(corrupt: torch.Tensor | None = corrupt, kept: list[Ablation] = kept) -> None:
+            kept[:] = [ablate(graph, None, ids, split="heads", corrupt=corrupt)]
+
+        heads()
+        held = peak(heads)
+        logits = [one for outputs in kept[0].outputs.values() for one in (outputs.direct, outputs.through)]
+        assert held <= 1.5 * sum(one.nbytes for one in logits if one is not None)
