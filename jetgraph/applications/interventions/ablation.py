@@ -304,8 +304,9 @@ def ablate(
     split
         Branches to cut first, as in `jetgraph.expand`; `heads` to scan attention heads.
     memory
-        Bytes that ablations which go through the network side by side may take; a quarter of what is free unless
-        given. Where elements of a batch see each other, or the trace holds their number, they go one by one.
+        Bytes that ablations which go through the network side by side may take; unless given 32 MiB on a CPU, and a
+        quarter of what is free on an accelerator. Where elements of a batch see each other, or the trace holds their
+        number, they go one by one.
 
     Raises
     ------

@@ -220,9 +220,15 @@ class Network:
             known[key] = Reach.of(self.forward, key[0], (end,))
         return known[key]
 
-    def allowed(self, memory: int | None) -> int:
-        """Bytes that those that go side by side may take: what is given, else a share of what is free."""
-        return allowed(memory, self._device)
+    def together(self, reach: Reach, memory: int | None, besides: int = 0) -> int:
+        """Copies that go side by side: as many as fit into the bytes that are given, each with what is kept `besides`
+        it; into a share of what is free unless given.
+        """
+        held = allowed(memory, self._device)
+        if memory is None:
+            held = suited(self._device, cpu=min(held, HELD_SIDE_BY_SIDE), accelerator=held)
+        most = suited(self._device, cpu=SIDE_BY_SIDE, accelerator=LAUNCHED_TOGETHER)
+        return max(1, min(most, held // (reach.bytes(self.forward.sizes) + besides)))
 
     @property
     def _device(self) -> torch.device:
@@ -230,12 +236,7 @@ class Network:
 
     def _batches(self, several: Sequence[Changes], reach: Reach, memory: int | None) -> Iterator[list[list[int]]]:
         """Groups of changes, by number: each begins at a step of its own, and those that go together are a batch."""
-        forward = self.forward
-        together = suited(self._device, cpu=SIDE_BY_SIDE, accelerator=LAUNCHED_TOGETHER)
-        held = self.allowed(memory)
-        if memory is None:
-            held = suited(self._device, cpu=min(held, HELD_SIDE_BY_SIDE), accelerator=held)
-        most = max(1, min(together, held // reach.bytes(forward.sizes)))
+        forward, most = self.forward, self.together(reach, memory)
         enough = -(-ROWS // prod(forward.shape(self.graph.stream.end)[:-1]))
         groups: list[list[int]] = []
         for number in sorted(range(len(several)), key=lambda number: self._first(several[number])):

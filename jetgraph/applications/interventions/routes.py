@@ -75,7 +75,7 @@ def _together(
     most = 1
     if reach is not None:
         received = sum(network.value(port.alias).nbytes for port in receivers if port.alias != SINK)
-        most = max(1, network.allowed(memory) // (reach.bytes(network.forward.sizes) + received))
+        most = network.together(reach, memory, besides=received)
     yield from (listed[start : start + most] for start in range(0, len(listed), most))
 
 
