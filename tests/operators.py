@@ -73,7 +73,14 @@ class Moved(TorchDispatchMode):
         )
         known = {id(leaf.untyped_storage()) for leaf in read}
         is_view = all(id(leaf.untyped_storage()) in known for leaf in written) and not func._schema.is_mutable
-        if not is_view and func.overloadpacket.__name__ not in ("mm", "addmm", "bmm", "empty", "new_empty"):
+        if not is_view and func.overloadpacket.__name__ not in (
+            "mm",
+            "addmm",
+            "bmm",
+            "empty",
+            "empty_like",
+            "new_empty",
+        ):
             self.bytes += sum(map(_size, (*read, *written)))
         return made
 
