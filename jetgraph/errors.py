@@ -213,10 +213,17 @@ def _taken_apart(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return get_origin(hint), get_args(hint)
 
 
+_SURE = frozenset({type(None), bool, str})
+"""Types of values that fit where their type is asked for, whatever they are."""
+
+
 def _fits(value: Any, hint: Any) -> bool:
+    kind = type(value)
+    if kind is hint and kind in _SURE:
+        return True
     origin, inner = _taken_apart(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
+        return (kind in _SURE and kind in inner) or any(_fits(value, one) for one in inner)
     if origin is Literal:
         return isinstance(value, tuple({type(one) for one in inner}))
     if origin is tuple and inner[-1] is not Ellipsis:

@@ -66,12 +66,21 @@ class Moved(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
+        # What is written to is given too where it is there before.
+        given = {name: value for name, value in (kwargs or {}).items() if name != "out"}
         read, written = (
-            [leaf for leaf in tree_leaves(each) if isinstance(leaf, torch.Tensor)] for each in ((args, kwargs), made)
+            [leaf for leaf in tree_leaves(each) if isinstance(leaf, torch.Tensor)] for each in ((args, given), made)
         )
         known = {id(leaf.untyped_storage()) for leaf in read}
         is_view = all(id(leaf.untyped_storage()) in known for leaf in written) and not func._schema.is_mutable
-        if not is_view and func.overloadpacket.__name__ not in ("mm", "addmm", "bmm", "empty", "new_empty"):
+        if not is_view and func.overloadpacket.__name__ not in (
+            "mm",
+            "addmm",
+            "bmm",
+            "empty",
+            "empty_like",
+            "new_empty",
+        ):
             self.bytes += sum(map(_size, (*read, *written)))
         return made
 

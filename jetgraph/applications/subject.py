@@ -148,10 +148,7 @@ def stream_inputs(graph: ResidualGraph) -> list[str]:
         if node not in seen:
             seen.add(node)
             stack.extend(node.all_input_nodes)
-    bindings = (
-        graph.traced.bindings[node.name] for node in graph.traced.graph.find_nodes(op="placeholder") if node in seen
-    )
-    return [binding.name for binding in bindings if binding.kind == "input"]
+    return [name for node, name in graph.traced.inputs.items() if node in seen]
 
 
 def counted_tokens(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
@@ -214,9 +211,8 @@ def is_vocabulary(graph: ResidualGraph, size: int, tokenizer: Any | None) -> boo
     some are padded or lack tokens that are never written. Where neither is known, nothing speaks against it.
     """
     known = [] if tokenizer is None else [len(tokenizer)]
-    for node in graph.traced.graph.find_nodes(op="placeholder"):
-        binding = graph.traced.bindings[node.name]
-        if binding.kind == "input" and binding.name not in FILLED:
+    for node, name in graph.traced.inputs.items():
+        if name not in FILLED:
             known += [rows for rows in [rows_looked_up(node)] if rows is not None]
     return not known or any(abs(size - number) <= number // 16 for number in known)
 

@@ -156,6 +156,8 @@ def multiply(order: int, a: Operand, b: Operand) -> Series:
     if isinstance(b, Series) and a.stop - a.start == 1:
         a, b = b, a
     if isinstance(b, Series) and b.stop - b.start > 1:
+        if a.dtype == b.dtype == dtype != working_dtype(dtype) and _writable(a, b):
+            return _rounded_once(order, a, b)
         left = cast(a, working_dtype(dtype))
         return cast(_convolved(order, left, left if a is b else cast(b, left.dtype)), dtype)
     factor = row_of(b)
@@ -175,6 +177,38 @@ def _convolved(order: int, a: Series, b: Series) -> Series:
             return Series(_squared(stack) if a is b else _multiplied(stack, other.rows()[other.start :]), order, start)
     left = a.rows()
     return Series.of_rows(convolve(left, left if a is b else b.rows(), order), order)
+
+
+def _rounded_once(order: int, a: Series, b: Series) -> Series:
+    """a · b of one type in half precision. Operators cast what they read and what they write as they go: a product is
+    one pass over memory, and a sum of n of them n, of which the last one rounds."""
+    start, shape = a.start + b.start, _broadcast(a.shape, b.shape)
+    stop = min(order + 1, a.stop + b.stop - 1)
+    if start >= stop:
+        return Series.constant(torch.zeros_like(a.first * b.first), order)
+    left = a.rows()
+    right = left if a is b else b.rows()
+    room = a.first.new_empty((stop - start, *shape))
+    # Beside it factors are brought to its type, which they are not beside one another.
+    zero = torch.zeros((1,) * len(shape), dtype=working_dtype(a.dtype), device=a.device)
+    for j, row in enumerate(room.unbind(0), start):
+        terms = _squares(left, j) if a is b else [(left[i], right[j - i], 1) for i in range(j, -1, -1)]
+        held = [(x, y, times) for x, y, times in terms if x is not None and y is not None]
+        total = zero
+        for x, y, times in held[:-1]:
+            total = torch.addcmul(zero, x, y, value=times) if total is zero else total.addcmul_(x, y, value=times)
+        if not held:
+            row.zero_()
+        elif held[1:] or held[0][2] != 1:
+            torch.addcmul(total, held[-1][0], held[-1][1], value=held[-1][2], out=row)
+        else:
+            torch.mul(held[0][0], held[0][1], out=row)
+    return Series(room, order, start)
+
+
+def _squares(rows: list[Tensor | None], j: int) -> list[tuple[Tensor | None, Tensor | None, int]]:
+    """Pairs of rows and how often each is in Σ_i rows[i] · rows[j - i]."""
+    return [(rows[i], rows[j - i], 2 - (2 * i == j)) for i in range(j // 2 + 1)]
 
 
 def _multiplied(stack: Tensor, rows: list[Tensor | None]) -> Tensor:

@@ -186,7 +186,8 @@ class _Observer(TorchDispatchMode):
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         self._found = self._found or self._problem(func, args, kwargs)
-        if all(each.alias_info is None for each in func._schema.returns):
+        # A view launches nothing; what is written to is a result too.
+        if all(each.alias_info is None or each.alias_info.is_write for each in func._schema.returns):
             self._bytes += sum(each.nbytes for each in tree_leaves(made) if isinstance(each, Tensor))
             self._launches += 1
         return made

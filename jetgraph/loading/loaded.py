@@ -98,11 +98,8 @@ class Loaded:
         if self.graph is None:
             value = (self.example or {}).get(main)
             return isinstance(value, Tensor) and not value.dtype.is_floating_point
-        traced = self.graph.traced
-        nodes = traced.graph.find_nodes(op="placeholder")
-        return any(
-            traced.bindings[node.name].name == main and not node.meta["dtype"].is_floating_point for node in nodes
-        )
+        inputs = self.graph.traced.inputs.items()
+        return any(name == main and not node.meta["dtype"].is_floating_point for node, name in inputs)
 
     @property
     def parameters(self) -> int:

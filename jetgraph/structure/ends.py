@@ -95,13 +95,10 @@ def _beside_tokens(flow: Dataflow, leaves: Collection[fx.Node]) -> list[fx.Node]
     """
     read = {leaf: _read_by(leaf) for leaf in leaves if _table(flow, leaf) is not None}
     counted = {leaf for leaf, nodes in read.items() if any(packet_of(node) in COUNTS for node in nodes)}
-    given = [node for node in flow.traced.graph.find_nodes(op="placeholder") if _is_input(flow, node)]
-    tokens = next((one for one in given if any(one in read[leaf] for leaf in read if leaf not in counted)), None)
+    tokens = next(
+        (one for one in flow.traced.inputs if any(one in read[leaf] for leaf in read if leaf not in counted)), None
+    )
     return [leaf for leaf, nodes in read.items() if tokens is not None and (tokens not in nodes or leaf in counted)]
-
-
-def _is_input(flow: Dataflow, node: fx.Node) -> bool:
-    return flow.traced.bindings[node.name].kind == "input"
 
 
 def _table(flow: Dataflow, leaf: fx.Node) -> fx.Node | None:

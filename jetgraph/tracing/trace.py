@@ -464,7 +464,7 @@ _OPEN: Mapping[Dynamic, str] = {"all": "sizes open", "batch": "the batch size op
 def _sizes(traced: Traced, args: Any, kwargs: Any) -> dict[str, int]:
     """The sizes of a call by name."""
     values = traced.input_values(args, kwargs)
-    return traced.sizes({traced.bindings[node.name].name: value for node, value in values.items()})
+    return traced.sizes({traced.inputs[node]: value for node, value in values.items()})
 
 
 def _agrees(traced: Traced, args: Any, kwargs: Any, expected: Tensor) -> bool:

@@ -71,16 +71,19 @@ class Traced:
     """The weights were on the `meta` device: structure only, no values."""
     state: Mapping[fx.Node, str] = dataclasses.field(init=False)
     """The placeholders that are no inputs, with the names of their tensors."""
+    inputs: Mapping[fx.Node, str] = dataclasses.field(init=False)
+    """The placeholders that are inputs, with their names."""
     counted: tuple[Counted, ...] = dataclasses.field(init=False)
     """Lookups of places, such as learned positions: how many rows they read follows from the inputs' sizes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device_and_dtype", device_and_dtype(self.tensors.values()))
         object.__setattr__(self, "meta", any(tensor.is_meta for tensor in self.tensors.values()))
-        bound = ((node, self.bindings[node.name]) for node in self.graph.find_nodes(op="placeholder"))
-        object.__setattr__(self, "state", {node: binding.name for node, binding in bound if binding.kind != "input"})
-        inputs = [node for node in self.graph.find_nodes(op="placeholder") if node not in self.state]
-        looked_up = [lookup for node in inputs for lookup in lookups_of(node)]
+        bound = {node: self.bindings[node.name] for node in self.graph.find_nodes(op="placeholder")}
+        for kind, is_input in (("state", False), ("inputs", True)):
+            chosen = {node: each.name for node, each in bound.items() if (each.kind == "input") == is_input}
+            object.__setattr__(self, kind, chosen)
+        looked_up = [lookup for node in self.inputs for lookup in lookups_of(node)]
         object.__setattr__(self, "counted", counted_lookups(self.graph))
         for lookup in (*looked_up, *(each.node for each in self.counted)):
             lookup.meta[CHECKED] = True
@@ -142,11 +145,7 @@ class Traced:
         """
         given = dict(named_leaves(args, kwargs, self.positional))
         values: dict[fx.Node, Any] = {}
-        for node in self.graph.find_nodes(op="placeholder"):
-            binding = self.bindings[node.name]
-            if binding.kind != "input":
-                continue
-            name = binding.name
+        for node, name in self.inputs.items():
             if name not in given and any(other.startswith(f"{name}.") for other in given):
                 raise InputError(f"input {name!r} is a collection, but was a tensor in the trace: give a tensor")
             if name not in given:
@@ -168,7 +167,7 @@ class Traced:
                     f"input {name!r} was fixed to {self.defaults[name]!r} by the trace and cannot be {value!r} "
                     "now: trace the model again"
                 )
-        self._check_sizes({self.bindings[node.name].name: value for node, value in values.items()})
+        self._check_sizes({self.inputs[node]: value for node, value in values.items()})
         if self.decisions is not None:
             held = self.state_values() | values
             self.decisions.check({node.name: value for node, value in held.items()})

@@ -15,10 +15,12 @@ from jetgraph.jets import arithmetic
 from jetgraph.jets.rules import bilinear
 from jetgraph.jets.rules.bilinear import matrix_product
 from jetgraph.jets.series import Series
+from tests.operators import Moved, Operators
 
 ORDER = 4
 SPANS = [(start, stop) for start in range(ORDER + 1) for stop in range(start + 1, ORDER + 2)]
 SHAPES = [((3, 4), (3, 4)), ((3, 4), (4,)), ((4,), (2, 3, 4)), ((3, 1), (1, 4)), ((), (3,))]
+VIEWS = ("select", "slice", "unbind", "view", "new_empty", "zeros")
 MATRICES = [((2, 3, 4), (2, 4, 5)), ((3, 4), (2, 4, 5)), ((4,), (2, 4, 5)), ((2, 3, 4), (4,)), ((4,), (4,))]
 
 
@@ -60,6 +62,84 @@ def test_squares_of_all_spans(span: tuple[int, int], apart: bool) -> None:
     a = series(span, (3,), apart=apart)
     expected = by_pairs(a, a, torch.mul)
     torch.testing.assert_close(arithmetic.multiply(ORDER, a, a).stacked(), expected, rtol=1e-13, atol=1e-13)
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def half(value: Series, dtype: torch.dtype) -> Series:
+    """As it is in half precision, its rows apart where they were."""
+    return arithmetic.entrywise(value, lambda part: part.to(dtype))
+
+
+def check_rounded_once(found: Series, a: Series, b: Series) -> None:
+    """The exact product of what is there, rounded to its type by half a unit in the last place, and added up in
+    float32."""
+    dtype, wide = found.dtype, [arithmetic.cast(value, torch.float64) for value in (a, b)]
+    exact, sizes = (
+        by_pairs(*values, torch.mul) for values in (wide, [arithmetic.entrywise(value, torch.abs) for value in wide])
+    )
+    bound = torch.finfo(dtype).eps / 2 * exact.abs() + 2**-21 * sizes + torch.finfo(dtype).smallest_normal
+    assert found.dtype == a.dtype
+    assert bool(((found.stacked().double() - exact).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("apart", list(itertools.product((False, True), repeat=2)))
+def test_products_in_half_precision_round_once(dtype: torch.dtype, apart: tuple[bool, bool]) -> None:
+    shapes = [*SHAPES, ((), ()), ((4,), ())]
+    spans = [(0, 1), (0, 2), (1, 3), (0, ORDER + 1), (ORDER, ORDER + 1), (3, ORDER + 1)]
+    for left, right in shapes:
+        for one, other in itertools.product(spans, repeat=2):
+            a, b = (
+                half(series(one, left, apart=apart[0]), dtype),
+                half(series(other, right, apart=apart[1], seed=1), dtype),
+            )
+            check_rounded_once(arithmetic.multiply(ORDER, a, b), a, b)
+            check_rounded_once(arithmetic.multiply(ORDER, a, a), a, a)
+
+
+def test_products_in_half_precision_with_gaps() -> None:
+    """Rows that are zero by structure cost nothing, and one that nothing adds to is zero."""
+    rows = torch.randn(3, 5).bfloat16().unbind(0)
+    a = Series.of_rows([rows[0], None, None, rows[1]], ORDER)
+    b = Series.of_rows([rows[2], None, None, None, rows[1]], ORDER)
+    with Operators() as operators:
+        found = arithmetic.multiply(ORDER, a, b)
+    assert operators.counts["mul"] == 3
+    assert operators.counts["addcmul"] == 0
+    check_rounded_once(found, a, b)
+    assert not found.coefficient(1).any()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_product_in_half_precision_is_a_pass_for_each_pair(dtype: torch.dtype) -> None:
+    """No casts before or after it, which are passes of their own; what it moves is what the pairs are and the sums."""
+    a, b = half(series((0, 2), (30, 40)), dtype), half(series((0, 2), (30, 40), seed=1), dtype)
+    with Operators() as operators, Moved() as moved:
+        found = arithmetic.multiply(1, a, b)
+    passes = {name: count for name, count in operators.counts.items() if name not in VIEWS}
+    assert passes == {"mul": 1, "addcmul": 2}
+    # Two factors and a product; two factors and a sum in float32; that, two factors and a sum. And a zero.
+    assert moved.bytes == (3 + 4 + 5) * 30 * 40 * dtype.itemsize + 8
+    assert found.coefficients.shape == (2, 30, 40)
+    with Operators() as operators:
+        arithmetic.multiply(1, a, a)
+    assert {name: count for name, count in operators.counts.items() if name not in VIEWS} == {"mul": 1, "addcmul": 1}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_products_in_half_precision_that_are_followed(dtype: torch.dtype) -> None:
+    """The same numbers, and derivatives of them."""
+    a, b = half(series((0, 3), (5,)), dtype), half(series((0, 2), (5,), seed=1), dtype)
+    plain = arithmetic.multiply(ORDER, a, b).stacked()
+    stack = a.coefficients.clone().requires_grad_()
+    found = arithmetic.multiply(ORDER, Series(stack, ORDER), b).stacked()
+    assert torch.equal(found, plain)
+    (slope,) = torch.autograd.grad(found.float().sum(), stack)
+    torch.testing.assert_close(slope, b.coefficients.float().sum(0).to(dtype).expand(3, 5))
+    over = torch.func.vmap(lambda rows: arithmetic.multiply(ORDER, Series(rows, ORDER), b).stacked())
+    assert torch.equal(over(a.coefficients[None])[0], plain)
 
 
 @pytest.mark.parametrize(("left", "right"), SHAPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -34,15 +35,19 @@ UNARY = (
 
 CALLS: dict[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     **{getattr(aten, name).default: [((Y,), {})] for name in UNARY},
-    **{getattr(aten, name).default: [((Y.clone(),), {})] for name in ("sigmoid_", "tanh_")},
+    **{getattr(aten, name).default: [((Y.clone(),), {})] for name in ("exp_", "sigmoid_", "tanh_")},
     aten.add.Tensor: [((X, Y), {}), ((X, 0.5), {}), ((X, Y), {"alpha": 2})],
     aten.add_.Tensor: [((Y.clone(), Y), {}), ((Y.clone(), 0.5), {"alpha": 2})],
+    aten.addcmul.default: [((X, Y, Y), {"value": 2}), ((Y[:1, :1], X.half(), X.half()), {})],
+    aten.addcmul.out: [((Y, Y, Y.half()), {"out": torch.empty(3, 4).half()})],
     aten.addcmul_.default: [((Y.clone(), Y, Y), {"value": 2})],
     aten.addmm.default: [((Y, Y, SQUARE), {"beta": 2})],
+    aten.as_strided.default: [((X, [2, 3], [1, 4]), {}), ((X, [2], [4], 3), {})],
     aten.baddbmm.default: [((STACK, STACK, SQUARE.expand(2, 4, 4)), {})],
     aten.bmm.default: [((STACK, SQUARE.expand(2, 4, 4)), {})],
     aten.cat.default: [(([X, X], -1), {})],
     aten.clone.default: [((X.mT,), {"memory_format": torch.contiguous_format})],
+    aten.copy_.default: [((X.half(), Y), {})],
     aten.div.Tensor: [((X, Y), {}), ((X, 3), {})],
     aten.embedding.default: [((TABLE, torch.tensor([[1, 4]])), {}), ((TABLE, torch.tensor([2]), 0), {})],
     aten.expand.default: [((Y, [2, -1, 4]), {})],
@@ -54,8 +59,14 @@ CALLS: dict[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     aten.mean.dim: [((X, [-1], True), {}), ((X, [0]), {"dtype": torch.double}), ((X, None), {})],
     aten.minimum.default: [((X, Y), {})],
     aten.mm.default: [((Y, SQUARE), {})],
+    aten.mm.out: [((Y, SQUARE), {"out": torch.empty(3, 4)})],
     aten.mul.Tensor: [((X, Y), {}), ((X, 2), {})],
+    aten.mul.out: [((Y, Y.half()), {"out": torch.empty(3, 4).half()})],
     aten.mul_.Tensor: [((Y.clone(), 2), {})],
+    aten.new_empty.default: [
+        ((X, [0, 3]), {"pin_memory": False}),
+        ((X, [0]), {"dtype": torch.half, "pin_memory": False}),
+    ],
     aten.permute.default: [((X, [2, 0, 1]), {})],
     aten.scaled_dot_product_attention.default: [
         ((HEADS, HEADS, HEADS), {"is_causal": True, "scale": 0.3}),
@@ -75,6 +86,10 @@ CALLS: dict[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
 }
 
 
+def _told(value: Any) -> Any:
+    return (*value.shape, value.dtype) if isinstance(value, Tensor) else value
+
+
 class Seen(TorchDispatchMode):
     """What runs."""
 
@@ -83,8 +98,8 @@ class Seen(TorchDispatchMode):
         self.calls: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        shapes = [tuple(each.shape) if isinstance(each, Tensor) else each for each in args]
-        self.calls.append(f"{func} {shapes} {sorted((kwargs or {}).items())}")
+        named = {name: _told(value) for name, value in (kwargs or {}).items()}
+        self.calls.append(f"{func} {[*map(_told, args)]} {sorted(named.items())}")
         return func(*args, **(kwargs or {}))
 
 
@@ -97,9 +112,9 @@ def test_the_same_runs(op: Any) -> None:
     for args, kwargs in CALLS[op]:
         seen, made = [], []
         for call in (op, binding(op)):
-            given = [each.clone() if op._schema.is_mutable and isinstance(each, Tensor) else each for each in args]
+            given, named = copy.deepcopy((args, kwargs)) if op._schema.is_mutable else (args, kwargs)
             with torch.no_grad(), Seen() as one:
-                made.append(call(*given, **kwargs))
+                made.append(call(*given, **named))
             seen.append(one.calls)
         assert binding(op) is not op
         assert seen[0] == seen[1]

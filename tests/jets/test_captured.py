@@ -192,6 +192,29 @@ def test_a_function_of_few_kernels_is_looked_at_once(
     assert torch.equal(run([torch.ones(4, device=device)])[0], torch.full((4,), 2.0, device=device))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x + 1, x * 2),
+        lambda x: ((x + 1).mul_(2),),
+        lambda x: (torch.exp(x, out=x + 1),),
+    ],
+)
+def test_what_writes_to_what_was_made_is_a_kernel(
+    function: Callable[[Tensor], tuple[Tensor, ...]],
+    device: torch.device,
+    graphs: Graphs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is launched, as views are not."""
+    monkeypatch.setattr(captured, "FEW", 2)
+    run = Captured(function)
+    for number in range(4):
+        x = torch.full((3,), float(number), device=device)
+        assert all(torch.equal(*pair) for pair in zip(run([x]), function(x), strict=True))
+    assert graphs.captured > 0
+
+
 class Own(Tensor):
     """What is done to it may be another thing."""
 

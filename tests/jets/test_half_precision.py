@@ -26,6 +26,7 @@ from jetgraph.jets.series import Series
 from tests.jets.cases import Case
 from tests.jets.graphs import Graph
 from tests.jets.test_rules import SERIES_CASES, Prepared
+from tests.operators import Operators
 
 ORDER = 4
 HALVES = (torch.bfloat16, torch.float16)
@@ -94,6 +95,25 @@ def _check_rounding(case: Case, dtype: torch.dtype, found: Series, exact: Tensor
     if case.name in OFF:
         fine[0] = True
     assert bool(fine.all()), f"{dtype}: {errors} off, more than {bounds}"
+
+
+@pytest.mark.parametrize("case", [case for case in SERIES_CASES if "norm" in case.name], ids=lambda case: case.name)
+def test_a_norm_rounds_once_where_nothing_follows_it(case: Case) -> None:
+    """It is then a weighted sum of coefficients, written as it is rounded."""
+    with torch.no_grad():
+        test_a_rule_rounds_once(case)
+
+
+def test_a_norm_casts_what_it_reads_alone() -> None:
+    for norm in (nn.LayerNorm(40), nn.LayerNorm(40, bias=False), nn.RMSNorm(40, elementwise_affine=False)):
+        x, v = torch.randn(2, 3, 40).bfloat16()
+        series = jg.taylor(norm.bfloat16(), x)
+        with torch.no_grad():
+            for _ in range(3):
+                with Operators() as operators:
+                    series(x, v, 1)
+        # RMS norm is several operators on a CPU, which cast what they read and what they give.
+        assert operators.counts["_to_copy"] == (3 if isinstance(norm, nn.RMSNorm) else 1)
 
 
 def test_default_eps_of_rms_norm_is_that_of_float32() -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from jetgraph.applications.kept import kept
 from jetgraph.applications.ngrams.fitting import vocabulary_of
 from jetgraph.applications.subject import Subject
 from jetgraph.errors import InputError, check
@@ -71,7 +72,8 @@ class Decoding:
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of a row before the decoder's affine part: [`positions`, d_model]."""
-        shape = self._run(1).shape(self._graph.structure.decoder.nonlinear.exit)[1:]
+        node = self._graph.structure.decoder.nonlinear.exit
+        shape = kept(self._graph, "shape before U", self._length, lambda: self._run(1).shape(node)[1:])
         return (1, *shape[1:]) if self.last_alone else shape
 
     @property

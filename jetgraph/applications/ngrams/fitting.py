@@ -95,11 +95,10 @@ def ids_input(subject: Subject) -> str:
     """
     traced = subject.graph.traced
     integers, others = [], []
-    for node in traced.graph.find_nodes(op="placeholder"):
-        binding = traced.bindings[node.name]
-        if binding.kind == "input" and binding.name not in FILLED:
+    for node, name in traced.inputs.items():
+        if name not in FILLED:
             dtype = node.meta["dtype"]
-            (others if dtype.is_floating_point or dtype == torch.bool else integers).append(binding.name)
+            (others if dtype.is_floating_point or dtype == torch.bool else integers).append(name)
     if len(integers) != 1 or others or len(traced.input_shapes[integers[0]]) != 2:
         raise InputError(
             f"n-grams need a model with one input of token ids [batch, length], but {subject.graph.title} takes "

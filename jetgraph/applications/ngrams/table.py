@@ -265,8 +265,12 @@ class PathTable:
     @cached_property
     def sizes(self) -> Sizes:
         """Of the values for one context."""
-        traced = self.subject.graph.traced
-        return Sizes(traced.input_values((), self._inputs(self.numbering.first(1))))
+        graph = self.subject.graph
+
+        def sizes() -> Sizes:
+            return Sizes(graph.traced.input_values((), self._inputs(self.numbering.first(1))))
+
+        return kept(graph, "sizes of a context", (self.n, self.distance), sizes)
 
     @cached_property
     def inside_bytes(self) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from jetgraph.errors import DomainError
 from jetgraph.jets import arithmetic, elementary
+from jetgraph.jets import closed as closed_forms
 from jetgraph.jets.arithmetic import cast, promoted, row_at, widened, working_dtype
 from jetgraph.jets.domain import above_one, deferred, demand, has_passed, inside_one, nonzero, positive, shown
 from jetgraph.jets.elementary import Rows
@@ -49,7 +50,7 @@ def run(
         return Series.constant(y0, order)
     dtype = working_dtype(x.dtype)
     rows = cast(x, dtype).rows()
-    first = y0 if dtype == x.dtype else f(centre.to(dtype))
+    first = y0 if dtype == x.dtype else f(elementary.head(rows))
     if x.dtype == torch.float16:
         result = _saturated(rows, lambda bounded: recurrence(bounded, first, *args, **kwargs))
     else:
@@ -111,14 +112,14 @@ def elementwise(
     smooth: Domain | None = None,
     gate: Gate = "gate",
     factor: Callable[..., Tensor] | None = None,
-    slope: Callable[..., Tensor] | None = None,
+    closed: closed_forms.Closed | None = None,
     holomorphic: bool = False,
     shows: bool = True,
     derived: bool = True,
 ) -> None:
     """Register y = f(x). `domain` is needed at every order, `smooth` from order 1 on, and what lies outside `shows`
     (see `demand`); `factor` is g where f is x g;
-    `slope(v, x)` is f′(x) v by one kernel, which in bfloat16 works in float32 and rounds once; `holomorphic`: the
+    `closed` gives the coefficients above order 0 in bfloat16, where it knows them; `holomorphic`: the
     recurrence holds for complex values too; not `derived`: PyTorch has no derivative of the op, so that of its value is
     the recurrence's."""
 
@@ -135,9 +136,11 @@ def elementwise(
                     result = rule(order, harmless(x, fine, 2.0 if needed is ABOVE_ONE else 0.5), *args, **kwargs)
                 return only_where(fine, result, op(centre, *args, **kwargs))
         # In full precision the recurrence has more digits, and in float16 it passes an overflow on.
-        if slope is not None and order == 1 and x.varies and x.dtype == torch.bfloat16 and not may_follow():
-            value = op(centre, *args, **kwargs)
-            return Series.of_rows([value, slope(x.coefficient(1), centre, *args, **kwargs)], order, value)
+        if closed is not None and order and x.varies and x.dtype == torch.bfloat16 and not may_follow():
+            above = closed([centre, *x.rows()[1:]], *args, **kwargs)
+            if above is not None:
+                value = op(centre, *args, **kwargs)
+                return Series.of_rows([value, *above], order, value)
         value = partial(op, **kwargs) if derived else partial(with_derivatives, op, recurrence)
         return run(order, x, lambda centre: value(centre, *args), recurrence, *args, **kwargs)
 
@@ -209,7 +212,7 @@ def scaled(x: Series, factor: Tensor) -> Series:
 
 # One argument
 
-elementwise(aten.exp.default, elementary.exp, holomorphic=True)
+elementwise(aten.exp.default, elementary.exp, closed=closed_forms.exp, holomorphic=True)
 elementwise(aten.expm1.default, elementary.expm1, holomorphic=True)
 elementwise(aten.exp2.default, lambda x, y0: elementary.exp(x, y0, math.log(2)), holomorphic=True)
 elementwise(aten.log.default, elementary.log, domain=POSITIVE, holomorphic=True)
@@ -239,7 +242,7 @@ elementwise(aten.cos.default, lambda x, y0: elementary.sine_cosine(x)[1], holomo
 elementwise(aten.tan.default, elementary.tan, holomorphic=True)
 elementwise(aten.sinh.default, lambda x, y0: elementary.sine_cosine(x, hyperbolic=True)[0], holomorphic=True)
 elementwise(aten.cosh.default, lambda x, y0: elementary.sine_cosine(x, hyperbolic=True)[1], holomorphic=True)
-elementwise(aten.tanh.default, elementary.tanh, holomorphic=True)
+elementwise(aten.tanh.default, elementary.tanh, closed=closed_forms.tanh, holomorphic=True)
 elementwise(aten.atan.default, elementary.atan)
 
 
@@ -277,7 +280,7 @@ elementwise(
 )
 elementwise(aten.erf.default, elementary.erf)
 elementwise(aten.erfc.default, lambda x, y0: [y0, *elementary.scale(elementary.erf(x, y0), -1)[1:]])
-elementwise(aten.sigmoid.default, elementary.sigmoid, holomorphic=True)
+elementwise(aten.sigmoid.default, elementary.sigmoid, closed=closed_forms.sigmoid, holomorphic=True)
 
 
 def _log_sigmoid(x: Rows, y0: Tensor) -> Rows:
@@ -297,17 +300,18 @@ def _gelu_factor(x: Tensor, *, approximate: str = "none") -> Tensor:
     return 0.5 * torch.erfc(x * -math.sqrt(0.5))
 
 
-elementwise(aten.gelu.default, _gelu, factor=_gelu_factor)
+elementwise(aten.gelu.default, _gelu, factor=_gelu_factor, closed=closed_forms.gelu)
 elementwise(
     aten.silu.default,
     lambda x, y0: elementary.product(x, elementary.sigmoid(x), y0),
     factor=lambda x: torch.sigmoid(x),
-    slope=aten.silu_backward.default,
+    closed=closed_forms.silu,
 )
 elementwise(
     aten.mish.default,
     lambda x, y0: elementary.product(x, elementary.tanh(elementary.softplus(x)), y0),
     factor=lambda x: torch.tanh(F.softplus(x)),
+    closed=closed_forms.mish,
 )
 
 
@@ -321,7 +325,7 @@ def _softplus(x: Rows, y0: Tensor, beta: float = 1, threshold: float = 20) -> Ro
     return rows
 
 
-elementwise(aten.softplus.default, _softplus)
+elementwise(aten.softplus.default, _softplus, closed=closed_forms.softplus)
 
 
 def _logit(x: Rows, y0: Tensor, eps: float | None = None) -> Rows:

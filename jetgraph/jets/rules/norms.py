@@ -138,13 +138,15 @@ def _directly(
     inverse = _inverse_deviation(order, away, dims, eps, False)
     assert isinstance(inverse, Series)
     shares, stack = inverse.span(0, order + 1), away.coefficients
-    room = stack.new_empty((order + 1, *x.shape))
-    above = torch.mul(stack[0], shares[1:], out=room[1:])
-    for i in range(1, len(stack)):
+    weight, room = given[0] if given else None, first.new_empty((order + 1, *x.shape))
+    # What is rounded in the end is rounded as it is written; of the sums, the last one goes over all orders.
+    above = torch.mul(stack[0], shares[1:], out=room[1:] if room.dtype == stack.dtype else None)
+    for i in range(len(stack) - 1, 1, -1):
         above[i - 1 :].addcmul_(stack[i], shares[: order + 1 - i])
-    if given and given[0] is not None:
-        above.mul_(given[0])
-    return Series.beside(first, room.to(first.dtype), order)
+    torch.addcmul(above, stack[1], shares[:order], out=room[1:] if weight is None else above)
+    if weight is not None:
+        torch.mul(above, weight, out=room[1:])
+    return Series.beside(first, room, order)
 
 
 def _statistics(order: int, x: Any, dims: list[int], eps: float, held: bool) -> tuple[Any, Any]:

@@ -26,6 +26,7 @@ from jetgraph.applications.ngrams import contexts as context_numbers
 from jetgraph.applications.ngrams.information import Information
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.readout import token_text
+from jetgraph.tracing.traced import Traced
 from tests.applications.ngrams.tables import BY_NAME, DTYPES, EVERY, StoppedError, gpt2_head, lookup, relocated
 from tests.zoo import VOCAB
 
@@ -98,6 +99,20 @@ def test_the_paths_of_a_table_are_chosen_once(demo, monkeypatch):
     assert torch.equal(ngrams(demo, "embed > L0.mlp > logits", top=3).scores, first.scores)
     with pytest.raises(TypeError):
         ngrams(demo, "embed > L1.mlp > logits", top=3)
+
+
+def test_how_large_rows_are_is_asked_once(demo, monkeypatch):
+    """While the graph lives; the inputs of each chunk alone are looked at from then on."""
+    first, asked, own = ngrams(demo, top=3), [], Traced.input_values
+
+    def counted(self, *given):
+        asked.append(given)
+        return own(self, *given)
+
+    monkeypatch.setattr(Traced, "input_values", counted)
+    found = ngrams(demo, top=3, memory=2**22)
+    assert torch.equal(found.scores, first.scores)
+    assert len(asked) == -(-PathTable(demo).tokens // PathTable(demo, memory=2**22).chunk_rows)
 
 
 @torch.no_grad()
