@@ -331,12 +331,12 @@ class Attribution(Result):
 
     def _figure(self, width: float | None) -> Figure:
         number = min(DRAWN, len(self.nodes))
-        shown = self._largest(number)
+        shown = _largest(self, number)
         dag = shown.to_networkx()
         while width is not None and number > LEAST and (rows := too_high(dag, width)):
             # A row is gone when its last node is.
             number = max(LEAST, number - rows)
-            shown = self._largest(number)
+            shown = _largest(self, number)
             dag = shown.to_networkx()
         edges = widest(dag)
         told = f"; drawn: the {len(edges):,} widest edges" if len(edges) < len(self.values) else ""
@@ -345,16 +345,17 @@ class Attribution(Result):
             told = f"; drawn: the {nodes} most influential, with {amount(len(edges), 'edge')}{_share(shown)}"
         return picture(self.title + told, dag, edges, width)
 
-    def _largest(self, number: int) -> Attribution:
-        """The graph of the targets and the most influential nodes, so many in all; itself where it has no more."""
-        if number >= len(self.nodes):
-            return self
-        target = torch.tensor([node.role == "target" for node in self.nodes])
-        influence = torch.tensor([node.influence for node in self.nodes])
-        influence[target] = torch.inf
-        kept = torch.zeros_like(target)
-        kept[influence.topk(number).indices] = True
-        return self._of(kept, (self.edges >= 0) & kept[self.senders] & kept[self.receivers])
+
+def _largest(graph: Attribution, number: int) -> Attribution:
+    """The graph of the targets and the most influential nodes, so many in all; itself where it has no more."""
+    if number >= len(graph.nodes):
+        return graph
+    target = torch.tensor([node.role == "target" for node in graph.nodes])
+    influence = torch.tensor([node.influence for node in graph.nodes])
+    influence[target] = torch.inf
+    kept = torch.zeros_like(target)
+    kept[influence.topk(number).indices] = True
+    return graph._of(kept, (graph.edges >= 0) & kept[graph.senders] & kept[graph.receivers])
 
 
 def _share(graph: Attribution) -> str:
