@@ -177,8 +177,10 @@ def _said(error: Exception) -> str:
 def _choices(error: Exception) -> str:
     """The commands of a group, such as `cache`, that was given none, or none of its own."""
     context = getattr(error, "ctx", None)
-    commands = {} if context is None else getattr(context.command, "commands", {})
-    if not commands or context.parent is None or hasattr(error, "option_name"):
+    if context is None or context.parent is None or hasattr(error, "option_name"):
+        return ""
+    commands = getattr(context.command, "commands", {})
+    if not commands:
         return ""
     *names, last = commands
     return f": {context.command_path} {', '.join(names)} or {last}"

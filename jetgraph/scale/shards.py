@@ -147,6 +147,7 @@ class Divided(Protocol):
         compute: Callable[[int], Record],
         identity: Callable[[], Mapping[str, str]],
         glance: Glance | None = None,
+        of: str = "units",
     ) -> Callable[[], list[Record]]:
         """Do those of a stage; see `each`."""
         ...

@@ -331,31 +331,38 @@ class Attribution(Result):
 
     def _figure(self, width: float | None) -> Figure:
         number = min(DRAWN, len(self.nodes))
-        shown = _largest(self, number)
+        shown = self._largest(number)
         dag = shown.to_networkx()
         while width is not None and number > LEAST and (rows := too_high(dag, width)):
             # A row is gone when its last node is.
             number = max(LEAST, number - rows)
-            shown = _largest(self, number)
+            shown = self._largest(number)
             dag = shown.to_networkx()
         edges = widest(dag)
-        told = f"; drawn: the {len(edges):,} widest edges" if len(edges) < len(self.values) else ""
-        if shown is not self:
-            nodes = sum(node.role != "rest" for node in shown.nodes)
-            told = f"; drawn: the {nodes} most influential, with {amount(len(edges), 'edge')}{_share(shown)}"
-        return picture(self.title + told, dag, edges, width)
+        return picture(self.title + _left_out(self, shown, len(edges)), dag, edges, width)
+
+    def _largest(self, number: int) -> Attribution:
+        """The graph of its targets and most influential nodes; itself where it has no more."""
+        if number >= len(self.nodes):
+            return self
+        kept = _most_influential(self.nodes, number)
+        return self._of(kept, (self.edges >= 0) & kept[self.senders] & kept[self.receivers])
 
 
-def _largest(graph: Attribution, number: int) -> Attribution:
-    """The graph of the targets and the most influential nodes, so many in all; itself where it has no more."""
-    if number >= len(graph.nodes):
-        return graph
-    target = torch.tensor([node.role == "target" for node in graph.nodes])
-    influence = torch.tensor([node.influence for node in graph.nodes])
-    influence[target] = torch.inf
-    kept = torch.zeros_like(target)
+def _left_out(graph: Attribution, shown: Attribution, edges: int) -> str:
+    """What is said of a picture that has less than its graph."""
+    if shown is graph:
+        return f"; drawn: the {edges:,} widest edges" if edges < len(graph.values) else ""
+    nodes = sum(node.role != "rest" for node in shown.nodes)
+    return f"; drawn: the {nodes} most influential, with {amount(edges, 'edge')}{_share(shown)}"
+
+
+def _most_influential(nodes: Sequence[Node], number: int) -> Tensor:
+    """Which nodes are the targets and the most influential ones, so many in all."""
+    influence = torch.tensor([torch.inf if node.role == "target" else node.influence for node in nodes])
+    kept = torch.zeros(len(nodes), dtype=torch.bool)
     kept[influence.topk(number).indices] = True
-    return graph._of(kept, (graph.edges >= 0) & kept[graph.senders] & kept[graph.receivers])
+    return kept
 
 
 def _share(graph: Attribution) -> str:
