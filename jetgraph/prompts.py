@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jetgraph.errors import FileError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
-from jetgraph.files.writing import is_file, read_text
+from jetgraph.files.writing import absent, is_file, read_text
 
 Prompts = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A text, a file that holds one, or several."""
@@ -77,9 +77,7 @@ def texts_of(given: Prompts) -> list[str]:
     """
     if isinstance(given, os.PathLike):
         if not is_file(given):
-            raise FileError(
-                f"there is no text file {quoted(os.fspath(given))}: name one that holds a prompt, or give its text"
-            )
+            raise FileError(f"{absent(given)}: name one that holds a prompt, or give its text")
         return [read_text(given)]
     if not isinstance(given, str):
         return [one if isinstance(one, str) else texts_of(one)[0] for one in given]
@@ -156,6 +154,8 @@ class Reader:
     """The most tokens that the model takes, where that is known."""
     other: str | None = None
     """The input that the model takes in place of token ids."""
+    unread: Callable[[], str] = str
+    """Why a tokenizer that is there cannot be read; nothing where there is none."""
 
     @own_types()
     def read(self, texts: Prompts, side: str | None = None) -> Batch:
@@ -182,11 +182,7 @@ class Reader:
             )
         if not listed:
             raise InputError("there is no text to look at: give a prompt of a word or more")
-        if self.tokenizer is None:
-            raise InputError(
-                f"the text {quoted(listed[0])} needs a tokenizer, but {self.name} has no tokenizer, so it takes no "
-                "prompt: name one with --tokenizer, or from Python pass tokenizer=..., or token ids instead"
-            )
+        self.check_tokenizer(f"prompt such as {quoted(listed[0])}")
         rows = [encode(self.tokenizer, text) for text in listed]
         for text, row in zip(listed, rows, strict=True):
             if not row:
@@ -205,6 +201,16 @@ class Reader:
         places = torch.arange(longest)
         counted = places >= longest - lengths[:, None] if left else places < lengths[:, None]
         return Batch(ids, counted.long())
+
+    def check_tokenizer(self, what: str) -> None:
+        """Raise `InputError` where there is no tokenizer that reads a prompt or another text."""
+        if self.tokenizer is not None:
+            return
+        why = self.unread()
+        seen = f"the tokenizer of {self.name} cannot be read ({why})" if why else f"{self.name} has no tokenizer"
+        raise InputError(
+            f"{seen}, so it takes no {what}: name one with --tokenizer, or from Python pass tokenizer=..., or token ids"
+        )
 
     def check_length(self, tokens: int, what: str = "prompt", option: str = "") -> None:
         """Raise `InputError` for more tokens than the model takes; where an option asks for them, it is named."""

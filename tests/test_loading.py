@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import zipfile
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -155,21 +156,73 @@ def test_odd_configs_are_one_line(gpt2: pathlib.Path, config: dict[str, object])
     ],
     ids=["deep", "list", "deep config", "odd class"],
 )
-def test_odd_tokenizers_are_none(file: str, text: str, gpt2: pathlib.Path) -> None:
+def test_odd_tokenizers_are_none_and_a_prompt_tells_why(file: str, text: str, gpt2: pathlib.Path) -> None:
     (gpt2 / "tokenizer.json").write_text("{}")
     (gpt2 / file).write_text(text)
     loaded = load(gpt2)
     assert loaded.tokenizer is None
-    with pytest.raises(jg.InputError, match="has no tokenizer, so it takes no prompt"):
+    with pytest.raises(
+        jg.InputError, match=r"^the tokenizer of .* cannot be read \(.+\), so it takes no prompt such as 'the': "
+    ):
         loaded.inputs("the")
+    with pytest.raises(LoadError, match=r"^the tokenizer .* cannot be read: "):
+        load("demo", tokenizer=gpt2)
+
+
+def test_no_tokenizer_is_told_once(gpt2: pathlib.Path) -> None:
+    with pytest.raises(jg.InputError) as caught:
+        load(gpt2).inputs("the")
+    assert str(caught.value) == (
+        f"{gpt2} has no tokenizer, so it takes no prompt such as 'the': name one with --tokenizer, or from Python pass "
+        "tokenizer=..., or token ids"
+    )
 
 
 def test_code_of_a_checkpoint_is_never_run_nor_asked_about(gpt2: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda *texts: pytest.fail("a question was asked"))
     (gpt2 / "modeling_own.py").write_text("raise SystemExit('run')")
     own = {"AutoConfig": "modeling_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
-    with pytest.raises(LoadError, match="custom code"):
+    with pytest.raises(LoadError, match=r"custom code.*--trust-remote-code.*trust_remote_code=True"):
         load(change(gpt2, model_type="own", architectures=["Own"], auto_map=own))
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (lambda whole: whole[:-1], r"model\.safetensors \([\d,]+ bytes\) is no whole file of weights .*: get it again"),
+        (lambda whole: whole[: len(whole) // 2], "is no whole file of weights"),
+        (lambda whole: b"", r"\(0 bytes\) is no whole file"),
+        (lambda whole: b"{}" * 1000, "is no whole file"),
+    ],
+    ids=["a byte", "half", "all", "other"],
+)
+def test_damaged_weights_are_told_with_their_file(
+    kept: Callable[[bytes], bytes], message: str, gpt2: pathlib.Path
+) -> None:
+    file = gpt2 / "model.safetensors"
+    file.write_bytes(kept(file.read_bytes()))
+    for options in ({}, {"weights": "lazy"}):
+        with pytest.raises(LoadError, match=message):
+            load(gpt2, **options)
+
+
+def test_weights_of_torch_that_are_damaged_or_not_there_are_told(gpt2: pathlib.Path) -> None:
+    load(gpt2).model.save_pretrained(gpt2 / "shards", max_shard_size="20KB")
+    shard = sorted((gpt2 / "shards").glob("*-of-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(LoadError, match=rf"index\.json names {shard.name}, which is not in .*shards: get it$"):
+        load(gpt2 / "shards")
+    (gpt2 / "model.safetensors").unlink()
+    with pytest.raises(LoadError, match=r"no file of weights, such as model\.safetensors or .*: get one$"):
+        load(gpt2)
+    file = gpt2 / "pytorch_model.bin"
+    with zipfile.ZipFile(file, "w") as archive:  # as torch.save writes
+        archive.writestr("archive/data.pkl", bytes(1000))
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], b"nothing of the kind", b""):
+        file.write_bytes(content)
+        with pytest.raises(LoadError, match=rf"pytorch_model\.bin \({len(content):,} bytes\) is no whole file"):
+            load(gpt2)
 
 
 def test_what_is_wrong_with_a_config_is_told(gpt2: pathlib.Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from jetgraph.algebra.automaton import Acceptor, Node, TermGraph
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.grouping import REST, block_of
+from jetgraph.algebra.matching import nearest
 from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.paths import Hop
 from jetgraph.algebra.patterns import PatternAcceptor, parse
@@ -95,7 +96,8 @@ class _Patterns:
         self._inner = PatternAcceptor(expansion, [parse(pattern) for pattern in patterns])
         for element in {element for pattern in patterns for element in parse(pattern) if not element.gap}:
             if not element.names(expansion):
-                raise SelectionError(f"{quoted(str(element))} of by= matches no source and no site")
+                there = nearest(element.glob, expansion.names, globs=True)
+                raise SelectionError(f"{quoted(str(element))} of by= matches no source and no site{there}")
 
     def start(self) -> int:
         return self._inner.start()

@@ -98,7 +98,7 @@ def named(pattern: str, names: Mapping[str, str], among: Collection[str], what: 
     """
     aliases = [alias for alias in matching(pattern, names) if alias in among]
     if not aliases:
-        raise SelectionError(f"{what}{nearest(pattern, among)}")
+        raise SelectionError(f"{what}{nearest(pattern, among, globs=True)}")
     return aliases
 
 
@@ -109,11 +109,25 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
 
 
-def nearest(name: str, names: Iterable[str], limit: int = 12) -> str:
-    """The end of an error message about an unknown name: what is meant, perhaps, and what there is."""
+def nearest(name: str, names: Iterable[str], limit: int = 12, *, globs: bool = False) -> str:
+    """The end of an error message about an unknown name: what is meant, perhaps, and what there is.
+
+    Parameters
+    ----------
+    globs
+        What is meant may be a kind of sites, or all sites of a block.
+
+    Examples
+    --------
+    >>> nearest("mlp", ["L0.attn", "L0.mlp"], globs=True), nearest("L1", ["L1.mlp"], globs=True)
+    ("; did you mean '*.mlp'? There are: L0.attn, L0.mlp", "; did you mean 'L1.*'? There are: L1.mlp")
+    """
     names = list(names)
     # What is far longer than any name resembles none, and would take long to compare.
     close = get_close_matches(name[:QUOTED], names, n=3, cutoff=0.5)
+    if globs:
+        kinds = [f"*.{name}"] * any(one.endswith(f".{name}") for one in names)
+        close = kinds + [f"{name}.*"] * any(one.startswith(f"{name}.") for one in names) or close
     shown = ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
     meant = f"; did you mean {' or '.join(map(repr, close))}? There" if close else "; there"
     return f"{meant} are: {shown or 'none'}"

@@ -7,7 +7,7 @@ matches without walking through what does not, so ten paths out of 2^252 cost as
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -54,13 +54,23 @@ class Element:
         return str(self.exact or Hop(self.glob, self.order, self.together))
 
 
+_GAP = Element("**")
+
+
 def parse(pattern: str) -> tuple[Element, ...]:
     """The elements of a pattern.
+
+    One name alone is no whole path, which has a source and the sink at least: it stands for all paths with it.
 
     Raises
     ------
     SelectionError
         A text that is none.
+
+    Examples
+    --------
+    >>> join(parse("L1.mlp"))
+    '** > L1.mlp > **'
     """
     elements: list[Element] = []
     for part in pattern.split(">"):
@@ -75,7 +85,32 @@ def parse(pattern: str) -> tuple[Element, ...]:
         element = Element(match["glob"], order, match["mark"] == "~")
         if not (element.gap and elements and elements[-1].gap):
             elements.append(element)
+    if len(elements) == 1 and not elements[0].gap:
+        return _GAP, *elements, _GAP
     return tuple(elements)
+
+
+def join(elements: Iterable[Element]) -> str:
+    """The text of a pattern."""
+    return " > ".join(map(str, elements))
+
+
+def with_gaps(pattern: Sequence[Element]) -> Iterator[tuple[Element, ...]]:
+    """A pattern with gaps where it has none: after it, before it, at both ends, between all; the least first.
+
+    >>> [join(one) for one in with_gaps(parse("embed > L1.mlp"))]
+    ['embed > L1.mlp > **', '** > embed > L1.mlp', '** > embed > L1.mlp > **', '** > embed > ** > L1.mlp > **']
+    """
+    named = [element for element in pattern if not element.gap]
+    spread = [element for one in named for element in (_GAP, one)]
+    several = ([*pattern, _GAP], [_GAP, *pattern], [_GAP, *pattern, _GAP], [*spread, _GAP])
+    told = {tuple(pattern)}
+    for one in several:
+        # Gaps beside each other are one.
+        shorter = tuple(element for at, element in enumerate(one) if not (element.gap and at and one[at - 1].gap))
+        if shorter not in told:
+            told.add(shorter)
+            yield shorter
 
 
 class PatternAcceptor:

@@ -11,12 +11,21 @@ from numbers import Real
 from typing import overload
 
 from jetgraph.algebra.automaton import TermGraph, accepted
-from jetgraph.algebra.dialects import parts_asked
+from jetgraph.algebra.dialects import parts_asked, translated
 from jetgraph.algebra.expansion import Expansion
-from jetgraph.algebra.matching import nearest
+from jetgraph.algebra.matching import matching, nearest
 from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.paths import Hop, Path
-from jetgraph.algebra.patterns import BoundedAcceptor, Element, ListAcceptor, PathList, PatternAcceptor, parse
+from jetgraph.algebra.patterns import (
+    BoundedAcceptor,
+    Element,
+    ListAcceptor,
+    PathList,
+    PatternAcceptor,
+    join,
+    parse,
+    with_gaps,
+)
 from jetgraph.errors import BudgetError, InputError, NoSuchPathError, SelectionError, amount, big, check, quoted
 
 LIST_BUDGET = 1_000_000
@@ -157,8 +166,9 @@ def select(
     A pattern describes a whole path, from source to sink: elements joined by `>`. An element is a name or a glob over
     aliases and module paths (a bias goes by its alias only), with `^order` where only the part of one order is meant,
     or `~order` for the jet up to it; `*` alone is any one site, `**` any chain, also an empty one; `logits` or `output`
-    is the sink. Maps on the stream, such as the norms of a post-norm model, may be named but need not be: every path
-    passes them. A bare `*` stands for none.
+    is the sink. A name or a glob alone stands for all paths with it: `L1.mlp` is `** > L1.mlp > **`. Maps on the
+    stream, such as the norms of a post-norm model, may be named but need not be: every path passes them. A bare `*`
+    stands for none.
 
     Parameters
     ----------
@@ -306,7 +316,7 @@ def _fitting(
             narrow[place] = replace(element, glob=name)
             found = count([tuple(narrow)])
             if found:
-                return f"name sites between the gaps, as in '{' > '.join(map(str, narrow))}'"
+                return f"name sites between the gaps, as in '{join(narrow)}'"
             if found is None:
                 break
     return "name sites between the gaps"
@@ -345,16 +355,20 @@ def _no_match(
             continue
         if orders:
             shown = ", ".join(map(str, orders[:6]))
-            return f"{quoted(str(element))} in {quoted(text)} has an order that is not taken there. There are: {shown}"
-        written = list(dict.fromkeys(hop.alias for hop in hops))
-        told = f"{quoted(str(element))} in {quoted(text)} matches no source and no site{nearest(element.glob, written)}"
-        asked = parts_asked([element.glob])
-        return told if asked is None else f"{told}. Parts are there where expand is given split={asked!r}"
+            return f"{_said(element, text)} has an order that is not taken there. There are: {shown}"
+        return _unnamed(expansion, element, text, list(dict.fromkeys(hop.alias for hop in hops)))
     if shortest is not None or longest is not None:
         count = TermGraph(expansion.automaton, PatternAcceptor(expansion, [pattern])).count()
         if count:
             bounds = _bounds(shortest, longest)
             return f"{quoted(text)} matches {amount(count, 'path')}, but none of a length within {bounds}"
+    for fuller in with_gaps(pattern):
+        if count := TermGraph.count_within(expansion.automaton, PatternAcceptor(expansion, [fuller])):
+            return (
+                f"every element of {quoted(text)} matches by itself, but no path has them alone: a path runs from a "
+                f"source to {SINK!r}, and ** stands for what is left out. '{join(fuller)}' selects "
+                f"{amount(count, 'path')}"
+            )
     sources = {entry.source.alias for entry in expansion.entries if entry.is_atom or entry.is_stream}
     inside = [element.glob for element in pattern[1:] if element.glob in sources]
     if inside:
@@ -368,5 +382,24 @@ def _no_match(
     return (
         f"every element of {quoted(text)} matches by itself, but no path has them in this order. Along the stream they "
         f"come as {shown}; a path runs from a source to {SINK!r}, passes each site once, and branches side by side "
-        "exclude each other. Put ** where sites are left out"
+        "exclude each other"
     )
+
+
+def _said(element: Element, text: str) -> str:
+    return quoted(text) if str(element) == text else f"{quoted(str(element))} in {quoted(text)}"
+
+
+def _unnamed(expansion: Expansion, element: Element, text: str, written: Sequence[str]) -> str:
+    """What is said of an element that stands for nothing that a path may write."""
+    said = _said(element, text)
+    there = nearest(translated(element.glob) or element.glob, written, globs=True)
+    outline = expansion.outline
+    model = {source.alias: source.path for source in outline.sources}
+    model |= {site.alias: site.path for site in outline.sites()}
+    if matching(element.glob, model):
+        return f"{said} is in the model, but in no path of this expansion (recipe {expansion.recipe!r}){there}"
+    asked = parts_asked([element.glob])
+    parted = asked is None or any(parts_asked([name]) for name in written)
+    more = "" if parted else f". Parts are there where expand is given split={asked!r}"
+    return f"{said} matches no source and no site{there}{more}"

@@ -163,7 +163,7 @@ def survey(
             "options": repr((of, one.graph.parts is not None and repr(split))),
         }
 
-    records = each("prompts", len(texts), look, identity)()
+    records = each("prompts", len(texts), look, identity, of="prompts")()
     return _means((one.graph.title, of, _what(aims, of, one)), records, resamples, seed)
 
 

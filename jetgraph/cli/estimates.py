@@ -42,6 +42,8 @@ def estimate(
             raise InputError(
                 f"an estimate is of the whole job in one process, and says how many shards it takes: leave {option} out"
             )
+        if option == "--seconds":
+            raise InputError("--seconds is of the estimate: write it before the name of the command")
     with estimated(seconds) as found:
         typer.main.get_command(app).main(command, prog_name="jetgraph", standalone_mode=False)
     if not found.stages:

@@ -170,7 +170,20 @@ def _said(error: Exception) -> str:
         error = kind(_refused(errors()[0]), ctx=getattr(error, "ctx", None), param=getattr(error, "param", None))
     if (unknown := getattr(error, "option_name", None)) is not None and hasattr(error, "possibilities"):
         error.possibilities = _like(unknown, getattr(error, "ctx", None))  # pyright: ignore[reportAttributeAccessIssue]
-    return str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
+    said = str(getattr(error, "format_message", error.__str__)()).removesuffix(".")
+    return said if said.endswith("?") else said + _choices(error)
+
+
+def _choices(error: Exception) -> str:
+    """The commands of a group, such as `cache`, that was given none, or none of its own."""
+    context = getattr(error, "ctx", None)
+    if context is None or context.parent is None or hasattr(error, "option_name"):
+        return ""
+    commands = getattr(context.command, "commands", {})
+    if not commands:
+        return ""
+    *names, last = commands
+    return f": {context.command_path} {', '.join(names)} or {last}"
 
 
 def _like(unknown: str, context: Any) -> list[str]:

@@ -27,7 +27,7 @@ from jetgraph.applications.results import TABLES, Result
 from jetgraph.cli import options
 from jetgraph.errors import FileError, InputError, amount
 from jetgraph.files.targets import check_target
-from jetgraph.files.writing import is_file, shown
+from jetgraph.files.writing import absent, is_file
 from jetgraph.files.writing import read_text as read_text_of
 from jetgraph.views.picture import PICTURES
 
@@ -65,8 +65,7 @@ def load_with_tokenizer(name: str) -> Loaded:
         One without a tokenizer.
     """
     loaded = load(name)
-    if loaded.tokenizer is None:
-        raise InputError(f"{name} has no tokenizer, so it reads no text: put one into its folder")
+    loaded.reader.check_tokenizer("text")
     return loaded
 
 
@@ -225,7 +224,7 @@ def read_text(file: pathlib.Path) -> str:
         An empty one.
     """
     if not is_file(file):
-        raise FileError(f"there is no text file {shown(file)}")
+        raise FileError(absent(file))
     text = read_text_of(file)
     if not text.strip():
         raise InputError(f"{file} holds no text")

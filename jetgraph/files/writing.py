@@ -14,6 +14,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,27 @@ def shown(file: str | os.PathLike[str]) -> str:
     ('a.csv', 161)
     """
     return quoted(os.fspath(file))[1:-1]
+
+
+def absent(file: str | os.PathLike[str]) -> str:
+    """What is said of a text file that is not there: that it is a folder, which name may be meant, or where it is not.
+
+    >>> absent("nowhere/at/all.txt"), absent(os.curdir)
+    ('there is no text file nowhere/at/all.txt: there is no folder nowhere/at', '. is a folder, and no text file')
+    """
+    name = os.fspath(file)
+    if is_folder(name):
+        return f"{shown(name)} is a folder, and no text file"
+    said = f"there is no text file {shown(name)}"
+    if name.startswith("@") and is_file(name[1:]):
+        return f"{said}: write {shown(name[1:])}, without @"
+    folder, own = os.path.split(name)
+    if not is_folder(folder or os.curdir):
+        return f"{said}: there is no folder {shown(folder)}"
+    with contextlib.suppress(OSError):
+        if close := get_close_matches(own, os.listdir(folder or os.curdir), n=1, cutoff=0.75):
+            return f"{said}, but {shown(os.path.join(folder, close[0]))}"
+    return f"{said} in {shown(os.path.abspath(folder))}"
 
 
 def reason(error: BaseException) -> str:

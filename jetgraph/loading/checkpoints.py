@@ -19,7 +19,8 @@ from jetgraph.loading.lazy import lazy, refuse_packed, stored_weights
 from jetgraph.loading.loaded import Loaded
 from jetgraph.loading.quiet import CheckpointWarning, one_line, quiet
 from jetgraph.loading.request import Options
-from jetgraph.prompts import check_tokenizer
+from jetgraph.loading.tokenizers import tokenizer_of
+from jetgraph.loading.unreadable import of_weights
 from jetgraph.tracing.trace import canonical
 
 
@@ -111,7 +112,7 @@ def _with_weights(name: str, location: str | None, classes: Sequence[Any], optio
     """
     lacking: list[str] = []
     for model_class in classes:
-        with one_line(name):
+        with one_line(name, lambda: of_weights(location, options)):
             model, report = model_class.from_pretrained(
                 location,
                 output_loading_info=True,
@@ -157,37 +158,3 @@ def _read(loaded: Loaded, names: Collection[str]) -> list[str]:
     used = {id(tensor) for tensor in traced.tensors.values()}
     state = dict((loaded.stand_in or loaded.model).state_dict(keep_vars=True))
     return [name for name in names if name not in state or id(state[name]) in used]
-
-
-def tokenizer_of(location: str | None, options: Options, own: Any = None) -> Any | None:
-    """The tokenizer that options name, or give; else the one of a checkpoint, or a model's own.
-
-    Raises
-    ------
-    LoadError
-        There is none by the name that is given.
-    """
-    if options.tokenizer is None:
-        return own if location is None else _tokenizer(location, options.source())
-    if not isinstance(options.tokenizer, str | os.PathLike):
-        check_tokenizer(options.tokenizer)
-        return options.tokenizer
-    named = os.fspath(options.tokenizer)
-    tokenizer = _tokenizer(named, {"trust_remote_code": bool(options.trust_remote_code)})
-    if tokenizer is None:
-        raise LoadError(f"there is no tokenizer {quoted(named)}: give a folder or an id of the Hugging Face hub")
-    return tokenizer
-
-
-def _tokenizer(location: str, source: dict[str, Any]) -> Any | None:
-    """The tokenizer of a checkpoint, None where it has none that can be loaded."""
-    import transformers
-
-    try:
-        with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(location, **source)
-    except Exception:
-        # transformers may raise anything where there are no files, or odd ones; a prompt then says that there is none.
-        return None
-    # For some types it makes an empty one, with special tokens only, where there are no files.
-    return tokenizer if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) else None

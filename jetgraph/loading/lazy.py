@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from jetgraph.errors import LoadError
 from jetgraph.export.waiting import progress
+from jetgraph.files.writing import reason
 from jetgraph.lazy.shelf import Shelf
 from jetgraph.lazy.tensors import Deferred
 from jetgraph.loading.loaded import Loaded
 from jetgraph.loading.quiet import one_line
 from jetgraph.loading.request import Options
 from jetgraph.loading.spread import gathered
+from jetgraph.loading.unreadable import not_whole
 from jetgraph.running.memory import total
 
 SHARE = 2
@@ -72,8 +74,10 @@ def stored_weights(name: str, location: str, options: Options) -> dict[str, Tens
                             f"the weight {key!r} of {name} is of {kind}, a packed type: load it without weights='lazy'"
                         )
                     weights[key] = Deferred.stored(shelf, file, key, tensor.get_shape(), _TYPES[kind])
-        except (OSError, SafetensorError) as error:
-            raise LoadError(f"{file} is no whole file of weights ({error}): get it again") from error
+        except SafetensorError as error:
+            raise LoadError(not_whole(file, str(error))) from error
+        except OSError as error:
+            raise LoadError(f"cannot read {file}: {reason(error)}") from error
     return weights
 
 

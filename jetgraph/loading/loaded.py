@@ -21,6 +21,7 @@ from jetgraph.files.writing import is_folder
 from jetgraph.loading.facts import Facts
 from jetgraph.loading.known import Known, Record
 from jetgraph.loading.later import WhenAsked
+from jetgraph.loading.tokenizers import unread
 from jetgraph.prompts import Batch, Prompts, Reader, unmasked
 from jetgraph.residual import ResidualGraph, trace
 from jetgraph.saving.traces import kept_trace
@@ -87,7 +88,8 @@ class Loaded:
         """What reads texts for it."""
         main = self._main_input
         other = None if main == "input_ids" or self._takes_ids(main) else main
-        return Reader(self.name, self.tokenizer, self.facts.longest, other)
+        trusted = bool((self.options or {}).get("trust_remote_code"))
+        return Reader(self.name, self.tokenizer, self.facts.longest, other, partial(unread, self.name, trusted))
 
     @property
     def _main_input(self) -> str:

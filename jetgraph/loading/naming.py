@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from jetgraph.errors import LoadError, check, quoted
 from jetgraph.files.writing import is_file
-from jetgraph.loading.checkpoints import load_checkpoint, tokenizer_of
+from jetgraph.loading.checkpoints import load_checkpoint
 from jetgraph.loading.known import known
 from jetgraph.loading.later import Later
 from jetgraph.loading.loaded import Loaded
 from jetgraph.loading.others import from_factory, from_program, from_saved
 from jetgraph.loading.request import Options, merged
+from jetgraph.loading.tokenizers import tokenizer_of
 from jetgraph.saving.folders import GRAPH
 
 BUNDLED = {"demo": "gpt2", "demo:gpt2": "gpt2", "demo:llama": "llama"}

@@ -18,10 +18,10 @@ from torch.export.passes import move_to_device_pass
 from jetgraph.algebra.matching import nearest
 from jetgraph.errors import JetGraphError, LoadError, amount, quoted
 from jetgraph.export.callables import wrap_function
-from jetgraph.loading.checkpoints import tokenizer_of
 from jetgraph.loading.loaded import Loaded
 from jetgraph.loading.quiet import first_sentence, one_line
 from jetgraph.loading.request import Options
+from jetgraph.loading.tokenizers import tokenizer_of
 from jetgraph.residual import ResidualGraph, analysed
 from jetgraph.saving.models import TOKENIZER
 from jetgraph.saving.models import load as load_saved

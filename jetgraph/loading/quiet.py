@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from jetgraph.errors import JetGraphError, LoadError, quoted
@@ -17,20 +17,52 @@ SHORT = 40
 """Characters of a line that says too little by itself."""
 
 
+ALLOWED = "--trust-remote-code on the command line, trust_remote_code=True from Python"
+"""How the code that comes with a checkpoint is allowed to run."""
+
+
 class CheckpointWarning(UserWarning):
     """A checkpoint holds weights that its model leaves out."""
 
 
 @contextmanager
-def one_line(name: str) -> Iterator[None]:
-    """Turn what transformers raises, which may be anything where a config is odd, into a `LoadError` of one line."""
+def one_line(name: str, found: Callable[[], str] = str) -> Iterator[None]:
+    """Turn what transformers raises, which may be anything where a config is odd, into a `LoadError` of one line.
+
+    Parameters
+    ----------
+    name
+        The model, as the message calls it.
+    found
+        What is found to be wrong, which is told in the place of what transformers says.
+    """
     try:
         with quiet():
             yield
     except JetGraphError:
         raise
     except Exception as error:
+        if told := own_code(quoted(name), error):
+            raise LoadError(told) from error
+        if told := found():
+            raise LoadError(f"cannot load {quoted(name)}: {told}") from error
         raise LoadError(f"cannot load {quoted(name)}: {first_sentence(error)}") from error
+
+
+def own_code(name: str, error: BaseException) -> str:
+    """What is said where code of a checkpoint's own would have to run; nothing of another error.
+
+    transformers names the argument that allows it.
+
+    >>> own_code("org/name", ValueError("… Please pass the argument `trust_remote_code=True` to …")).split(":")[0]
+    'cannot load org/name'
+    """
+    if "trust_remote_code" not in str(error):
+        return ""
+    return (
+        f"cannot load {name}: it comes with custom code, which is not run unasked. Read it, and where you trust it, "
+        f"allow it: {ALLOWED}"
+    )
 
 
 def first_sentence(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,14 @@ def page(dag: nx.MultiDiGraph) -> str:
     return _filled("page.html", _fixed(MODULES, library=True), page_data(dag))
 
 
-def table_page(title: str, columns: Mapping[str, Sequence[Any]], figure: bytes | None = None) -> str:
-    """The page of a table, as HTML, under its figure (an SVG) where there is one."""
+def table_page(
+    title: str, columns: Mapping[str, Sequence[Any]], figure: bytes | None = None, counts: Collection[str] = ()
+) -> str:
+    """The page of a table, as HTML, under its figure (an SVG) where there is one; some columns are counts."""
     cells = [[_cell(cell) for cell in column] for column in columns.values()]
     image = None if figure is None else f"data:image/svg+xml;base64,{base64.b64encode(figure).decode()}"
     data = {"title": title, "names": list(columns), "columns": cells, "figure": image}
+    data["counts"] = [name in counts for name in columns]
     return _filled("table.html", _fixed(OF_TABLES, library=False), data)
 
 

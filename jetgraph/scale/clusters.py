@@ -59,6 +59,7 @@ class Worker:
         compute: Callable[[int], Record],
         identity: Callable[[], Mapping[str, str]],
         glance: Glance | None = None,
+        of: str = "units",
     ) -> Callable[[], list[Record]]:
         """Keep what computes the units of a stage; see `jetgraph.scale.shards.each`."""
         assert glance is None

@@ -51,6 +51,8 @@ class Stage:
     """Bytes of weights that are read from files in the meantime; 0 where they are in memory."""
     kept: int
     """Bytes of what its units give."""
+    of: str = "units"
+    """What units are."""
 
 
 @dataclass
@@ -96,6 +98,7 @@ class Estimate:
         compute: Callable[[int], Record],
         identity: Callable[[], Mapping[str, str]],
         glance: Glance | None = None,
+        of: str = "units",
     ) -> Callable[[], list[Record]]:
         """Do some units of a stage; see `jetgraph.scale.shards.each`."""
         start = time.perf_counter()
@@ -112,7 +115,7 @@ class Estimate:
         read = int(read * there / max(1, len(took)) / share)
         flops = int(counter.get_total_flops() * there / share)
         whole = int(kept[0] * there / share) + kept[1]
-        self.stages.append(Stage(stage, total, len(took), seconds / share, flops, read, whole))
+        self.stages.append(Stage(stage, total, len(took), seconds / share, flops, read, whole, of))
 
         def unfinished() -> list[Record]:
             raise UnfinishedError("the job was estimated, and not done")
@@ -152,7 +155,7 @@ class Estimate:
     def __repr__(self) -> str:
         lines = [("stage", "units", "FLOPs", "bytes read", "seconds")]
         lines += [
-            (one.name, f"{one.units:,}", f"{one.flops:.2e}", f"{one.read:,}", f"{one.seconds:.3g}")
+            (one.name, f"{one.units:,} {one.of}", f"{one.flops:.2e}", f"{one.read:,}", f"{one.seconds:.3g}")
             for one in self.stages
         ]
         widths = [max(len(line[at]) for line in lines) for at in range(5)]

@@ -47,6 +47,8 @@ class Job:
         """What is lacking, where it has not."""
         self._written = time.monotonic()
         self._pause = EVERY
+        self._of: dict[str, str] = {}
+        """What units are, by stage."""
         self._before = 0
         """Units of the stages before: shards take turns over all of them."""
 
@@ -57,6 +59,7 @@ class Job:
         compute: Callable[[int], Record],
         identity: Callable[[], Mapping[str, str]],
         glance: Glance | None = None,
+        of: str = "units",
     ) -> Callable[[], list[Record]]:
         """Do this shard's units of a stage; see `each`."""
         assert glance is None
@@ -67,6 +70,7 @@ class Job:
                 f"the state in {shown(self.file)} is of another job: {stage} had {self.state.totals[stage]}"
             )
         is_new = stage not in self.state.totals
+        self._of[stage] = of
         self.state = State(told, {**self.state.totals, stage: total}, self.state.records, self.state.sums)
         index, number = self.shard
         turn = (unit for unit in range(total) if (self._before + unit) % number == index)
@@ -74,7 +78,7 @@ class Job:
         self._before += total
         try:
             done = self.records(stage, mine, compute)
-            for unit, record in progress(done, desc=stage, total=len(mine), unit="units"):
+            for unit, record in progress(done, desc=stage, total=len(mine), unit=of):
                 self.state.take(stage, unit, record)
                 if time.monotonic() - self._written > self._pause:
                     self._write()
@@ -113,9 +117,11 @@ class Job:
         if lacking:
             index, number = self.shard
             done = len(self.state.records)
+            units = "; ".join(f"{stage}: {of}" for stage, of in self._of.items())
             self.told = (
-                f"shard {index}/{number} is done: {shown(self.file)} holds {done} of {amount(done + lacking, 'unit')}. "
-                "Join the states of all shards with jetgraph merge STATES -o ALL, and give ALL to the same call"
+                f"shard {index}/{number} is done: {shown(self.file)} holds {done:,} of "
+                f"{amount(done + lacking, 'unit')} ({units}). Join the states of all shards with jetgraph merge STATES "
+                "-o ALL, and give ALL to the same call"
             )
             raise UnfinishedError(self.told)
         self.finished = True
@@ -141,6 +147,7 @@ class Divided(Protocol):
         compute: Callable[[int], Record],
         identity: Callable[[], Mapping[str, str]],
         glance: Glance | None = None,
+        of: str = "units",
     ) -> Callable[[], list[Record]]:
         """Do those of a stage; see `each`."""
         ...
@@ -258,6 +265,7 @@ def each(
     compute: Callable[[int], Record],
     identity: Callable[[], Mapping[str, str]],
     glance: Glance | None = None,
+    of: str = "units",
 ) -> Callable[[], Sequence[Record]]:
     """Do units of work: all, or those of the shard where a job is divided.
 
@@ -274,6 +282,8 @@ def each(
         What the job is determined by besides this code: model, options, data.
     glance
         Which of the units there are, where the job is `estimating`, and has not read all that it is of.
+    of
+        What units are, for people: `checkpoints`, `chunks of 512 contexts`.
 
     Returns
     -------
@@ -283,9 +293,9 @@ def each(
     """
     job = _job.get()
     if job is not None:
-        return job.fill(stage, total, compute, identity, glance)
+        return job.fill(stage, total, compute, identity, glance, of)
     state = State(totals={stage: total})
-    for unit in progress(range(total), desc=stage, unit="units"):
+    for unit in progress(range(total), desc=stage, unit=of):
         state.take(stage, unit, compute(unit))
         give_back()
     return lambda: state.all_of(stage)

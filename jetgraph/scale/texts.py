@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jetgraph.errors import FileError, InputError, MissingExtraError, check, quoted
-from jetgraph.files.writing import PIECE, is_file, is_folder, naming, parse_json, read_lines, read_pieces, shown
+from jetgraph.files.writing import PIECE, absent, is_file, is_folder, naming, parse_json, read_lines, read_pieces, shown
 
 DATASETS = "datasets:"
 """What begins the name of a data set of Hugging Face's."""
@@ -84,7 +84,7 @@ def open_corpus(
             raise FileError(
                 f"{shown(name)} is no regular file, and texts are gone over more than once: write them to one"
             )
-        raise FileError(f"there is no text file {shown(name)}: data sets of Hugging Face's are {DATASETS}NAME")
+        raise FileError(f"{absent(name)}. Data sets of Hugging Face's are {DATASETS}NAME")
     if column != "text" and not is_set and suffix not in COLUMNS:
         raise InputError(f"column={quoted(column)} is for {', '.join(COLUMNS)} and data sets: {shown(name)} is a text")
     if (split != "train" or config is not None) and not is_set:

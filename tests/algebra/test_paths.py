@@ -19,6 +19,7 @@ from jetgraph.algebra.expansion import Expansion, expand
 from jetgraph.algebra.formulas import moved
 from jetgraph.algebra.outline import MapStep, Outline, Site
 from jetgraph.algebra.paths import Hop, Path
+from jetgraph.algebra.rewriting import Recipe
 from jetgraph.algebra.selection import select
 from jetgraph.errors import BudgetError, InputError, SelectionError
 from tests.outlines import a_map, branch, by_hand, gpt2, join, llama, nets, outline
@@ -109,6 +110,49 @@ def test_maps_are_passed_silently_and_can_be_named() -> None:
     ]
     with pytest.raises(SelectionError, match="no path has them in this order"):
         select(expansion, "embed > L1.norm > L0.mlp > logits")
+
+
+@pytest.mark.parametrize("recipe", ["exhaustive", "frozen"])
+@pytest.mark.parametrize(
+    ("name", "alias"),
+    [
+        ("L1.mlp", "L1.mlp"),
+        ("model.layers.1.mlp", "L1.mlp"),
+        ("blocks.1.mlp", "L1.mlp"),
+        ("*.mlp", "*.mlp"),
+        ("embed", "embed"),
+        ("logits", "logits"),
+        ("*", "*"),
+    ],
+)
+def test_a_name_alone_is_all_paths_with_it(name: str, alias: str, recipe: Recipe) -> None:
+    expansion = expand(gpt2(2), recipe=recipe)
+    with_it = [str(path) for path in expansion if any(fnmatchcase(hop.alias, alias) for hop in path.hops)]
+    assert found(expansion, name) == found(expansion, f"** > {name} > **") == with_it
+
+
+def test_a_pattern_without_ends_is_told_with_those_that_match() -> None:
+    frozen = expand(gpt2(2), recipe="frozen")
+    for pattern, fuller in (
+        ("embed > L1.mlp", "embed > L1.mlp > **"),
+        ("L1.mlp > logits", "** > L1.mlp > logits"),
+        ("L0.attn > L1.mlp", "** > L0.attn > L1.mlp > **"),
+        ("** > L0.attn > L0.mlp", "** > L0.attn > L0.mlp > **"),
+    ):
+        with pytest.raises(SelectionError) as caught:
+            select(frozen, pattern)
+        assert f"'{fuller}' selects {len(found(frozen, fuller))} path" in str(caught.value)
+
+
+def test_a_site_that_a_recipe_has_no_paths_through_is_in_the_model() -> None:
+    lens = expand(gpt2(2), recipe="lens")
+    for name in ("L1.mlp", "*.mlp", "model.layers.1.mlp", "embed"):
+        with pytest.raises(
+            SelectionError, match=r"is in the model, but in no path of this expansion \(recipe 'lens'\)"
+        ):
+            select(lens, name)
+    with pytest.raises(SelectionError, match="matches no source and no site"):
+        select(lens, "L7.mlp")
 
 
 def test_union_has_no_duplicates() -> None:
@@ -216,7 +260,8 @@ def test_selection_agrees_with_naive_matching(case, patterns, shortest, longest)
     inside = [
         path for path in expansion if (shortest or 0) <= path.length and (longest is None or path.length <= longest)
     ]
-    hits = [[path for path in inside if matches(pattern, path.hops, net)] for pattern in patterns]
+    whole = [["**", *pattern, "**"] if len(pattern) == 1 else pattern for pattern in patterns]
+    hits = [[path for path in inside if matches(pattern, path.hops, net)] for pattern in whole]
     wanted = [" > ".join(pattern) for pattern in patterns]
     if not all(hits):
         with pytest.raises(SelectionError):
@@ -416,6 +461,9 @@ def test_paths_are_skipped_as_if_listed(case) -> None:
         ([], "empty list"),
         (["embed > logits", "embed > L9.mlp > logits"], r"'L9\.mlp'"),
         (["embed > logits", "logits > embed"], "'logits > embed' matches by itself"),
+        ("mlp", r"^'mlp' matches no source and no site; did you mean '\*\.mlp'\? There are"),
+        ("embed > L1 > logits", r"'L1' in .* did you mean 'L1\.\*'\?"),
+        ("L0.mlp^1", r"^'L0\.mlp\^1' has an order that is not taken there"),
     ],
 )
 def test_patterns_that_match_nothing(pattern: str | list[str], message: str) -> None:

@@ -403,6 +403,38 @@ def test_names_of_an_attribution_do_not_stand_on_each_other_in_a_column_of_a_pap
     assert figure.get_figwidth() == width
 
 
+class _Deep(nn.Module):
+    """Forty blocks over embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)) for _ in range(40))
+        self.head = nn.Linear(4, 9)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.embed(ids)
+        for layer in self.layers:
+            h = h + layer(h)
+        return self.head(h)
+
+
+def test_the_picture_of_a_deep_attribution_in_a_width_is_no_higher_than_a_page() -> None:
+    """As many nodes as there are rows for, the most influential ones, with all targets; the title says how many."""
+    torch.manual_seed(0)
+    found = jg.attribute(_Deep().eval(), torch.tensor([[3, 1, 4]]), target=[7, 8, 2])
+    drawn = [node for node in found.nodes if node.role != "rest"]
+    targets = {node.name for node in drawn if node.role == "target"}
+    for width in (2.5, 3.3, 6.8):
+        figure = found.drawn(width)
+        assert figure.get_figheight() <= 9
+        (axes,) = figure.axes
+        number = int(re.search(r"drawn:\s+the\s+(\d+)\s+most", axes.get_title())[1])
+        assert number == len(axes.collections) - 1 < len(drawn)
+        assert targets <= {text.get_text() for text in axes.texts}
+    assert found.drawn(None).get_figheight() > 9, "a screen has room"
+
+
 def test_a_narrow_picture_of_a_lens_tells_which_points_it_leaves_out() -> None:
     """Of more points than a page has room for every second, third, … is drawn."""
     found = jg.lens("demo", "Raise an exception if")

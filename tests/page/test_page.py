@@ -233,6 +233,47 @@ def test_tables_are_sorted_and_filtered(opened: Any, tmp_path: Path) -> None:
     tab.page.close()
 
 
+def test_counts_of_tables_are_read_by_thousands(opened: Any, tmp_path: Path) -> None:
+    """Counts, also those that no number of the browser's holds; ids and positions are none."""
+    columns = {"id": [50256, 1024], "paths": [str(2**70), 1234567], "edges": [None, 999]}
+    text = table_page("a table", columns, counts=("paths", "edges"))
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    tab = Tab(opened, tmp_path / "page.html")
+    cells = "[...document.querySelectorAll('tbody td')].map(c => c.textContent)"
+    assert tab.run(cells) == ["50256", f"{2**70:,}", "", "1024", "1,234,567", "999"]
+    for wanted in ("1,234", "1234567"):
+        tab.page.fill("#search", wanted)
+        assert tab.text("#found") == "1 of 2 rows"
+    tab.page.fill("#search", "")
+    tab.page.click("text=paths")
+    assert tab.run(cells)[1] == f"{2**70:,}", "the largest first"
+    assert tab.complaints == []
+    tab.page.close()
+
+
+def test_a_drawing_fits_its_window_until_it_is_moved(opened: Any, tmp_path: Path) -> None:
+    tab = Tab(opened, written(tokens(), tmp_path), viewport={"width": 800, "height": 600})
+    graph = "(() => { const c = jetgraph.drawing.cy, b = c.elements().renderedBoundingBox(), s = "
+    graph += "document.getElementById('stage').getBoundingClientRect(); return [c.width() - s.width, c.height() - "
+    graph += "s.height, b.x1, s.width - b.x2, c.zoom()]; })()"
+    zooms = []
+    for width, height in ((800, 600), (1400, 900), (420, 700)):
+        tab.page.set_viewport_size({"width": width, "height": height})
+        tab.page.wait_for_timeout(200)
+        across, down, left, right, zoom = tab.run(graph)
+        assert max(abs(across), abs(down)) <= 0.5, "the drawing is as large as its place"
+        assert min(left, right) >= 0
+        zooms.append(zoom)
+    assert len(set(zooms)) == 3
+    tab.page.keyboard.press("+")
+    moved = tab.run("jetgraph.drawing.view()")
+    tab.page.set_viewport_size({"width": 1000, "height": 800})
+    tab.page.wait_for_timeout(200)
+    assert tab.run("jetgraph.drawing.view()") == moved, "what a reader has moved stays"
+    assert tab.complaints == []
+    tab.page.close()
+
+
 def test_pages_in_notebooks(opened: Any, tmp_path: Path) -> None:
     """A frame in a page of others: it runs, keeps out of the address, and a title cannot leave it."""
     dag = tokens()

@@ -98,6 +98,7 @@ def test_commands_are_estimated() -> None:
     assert told.startswith("Estimate: ")
     assert "n-grams" in told
     for arguments, message in (
+        (("ngrams", "demo", "--seconds", "5"), "write it before the name of the command"),
         (("lens", "demo", "a"), "'lens' has no units of work to try: an estimate is of ngrams"),
         (("ngrams", "demo", "--state", "a.safetensors"), "an estimate is of the whole job"),
         (("ngrams", "demo", "--top", "0"), "'--top'"),

@@ -1,5 +1,6 @@
 """Jobs in shards: joined in any order and grouping, they give what the undivided job gives, to the last bit."""
 
+import ast
 import copy
 import importlib.util
 import json
@@ -18,8 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import jetgraph as jg
+from jetgraph.applications.ngrams.contexts import chunks_of
 from jetgraph.export import waiting
-from jetgraph.scale import states
+from jetgraph.scale import shards, states
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import ADDED, State, digest_of_files
 from tests.commands import invoke, succeed
@@ -101,6 +103,33 @@ def test_joined_shards_give_the_whole(name: str, demo: tuple[jg.ResidualGraph, A
     assert job.finished
     assert whole.read_bytes() == before
     assert facts(found) == facts(JOBS[name](*demo))
+
+
+def test_units_are_told_as_what_they_are(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(shards, "progress", lambda steps, **given: told.append(given["unit"]) or steps)
+    contexts = chunks_of(300, 1000)
+    with jg.sharded(tmp_path / "one.safetensors", (0, 2)) as job:
+        each("n-grams", 4, lambda unit: {}, lambda: {"model": "a"}, of=contexts)()
+    assert "holds 2 of 4 units (n-grams: chunks of 300 contexts)" in job.told
+    with jg.estimated(1) as estimate:
+        each("n-grams", 4, lambda unit: {}, dict, of=contexts)
+    assert "4 chunks of 300 contexts" in repr(estimate)
+    each("n-grams", 4, lambda unit: {}, dict, of=contexts)
+    assert told == [contexts, contexts]
+
+
+def test_every_application_says_what_its_units_are() -> None:
+    """A glance is before it in order."""
+    root = pathlib.Path(jg.__file__).parent / "applications"
+    calls = [
+        call
+        for file in root.rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "each"
+    ]
+    assert len(calls) >= 9
+    assert all(len(call.args) > 5 or "of" in {one.arg for one in call.keywords} for call in calls)
 
 
 def test_a_killed_job_goes_on_and_states_of_other_jobs_are_refused(tmp_path: pathlib.Path) -> None:

@@ -44,7 +44,7 @@ def scored(expansion: Expansion, given: str | Sequence[str] | None, shared: Coll
     for pattern in [given] if isinstance(given, str) else given or ():
         named = matching(pattern, {alias: one.site.path for alias, one in passages.items()})
         if not named:
-            raise SelectionError(f"scores={quoted(pattern)} matches no branch{nearest(pattern, passages)}")
+            raise SelectionError(f"scores={quoted(pattern)} matches no branch{nearest(pattern, passages, globs=True)}")
         for alias in named:
             varies = isinstance(passages[alias].rule, Tangent) and alias not in shared
             if not varies or find_ways(graph.branches[alias].region) is None:
@@ -85,7 +85,9 @@ def dictionaries(expansion: Expansion, given: Mapping[str, Tensor], size: Mappin
     for pattern, directions in given.items():
         named = matching(pattern, branches) if isinstance(pattern, str) else []
         if not named:
-            raise SelectionError(f"split[{quoted(pattern)}] matches no branch{nearest(str(pattern), branches)}")
+            raise SelectionError(
+                f"split[{quoted(pattern)}] matches no branch{nearest(str(pattern), branches, globs=True)}"
+            )
         for alias in named:
             fits = directions.dim() == 2 and len(directions) and directions.shape[1] == size[alias]
             if not fits or not directions.is_floating_point() or not bool(directions.isfinite().all()):

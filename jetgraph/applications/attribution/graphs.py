@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from jetgraph.applications.attribution.pictures import picture, widest, without_overlap
+from jetgraph.applications.attribution.pictures import picture, too_high, widest, without_overlap
 from jetgraph.applications.attribution.routes import Route, Routes, best_first
 from jetgraph.applications.attribution.targets import Aim
 from jetgraph.applications.interventions.network import Network
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SITE = re.compile(r"L(\d+)\.(?:mlp|attn(?:\.head(\d+))?)")
+
+LEAST = 12
+"""Nodes that every picture has room for, be they targets."""
 
 DRAWN = 60
 """Nodes that a figure shows; of more, the most influential."""
@@ -313,6 +316,9 @@ class Attribution(Result):
     def drawn(self, width: float | None = None) -> Figure:
         """The picture, in a width: targets stand in more lines, and the axis says how many names have no room.
 
+        It is no higher than a page. Of a graph that would be, the most influential nodes are drawn, as many as there
+        are rows for, and the title says how many.
+
         Raises
         ------
         InputError
@@ -324,21 +330,39 @@ class Attribution(Result):
         return figure if width is None else without_overlap(figure)
 
     def _figure(self, width: float | None) -> Figure:
-        shown = self
-        if len(self.nodes) > DRAWN:
-            target = torch.tensor([node.role == "target" for node in self.nodes])
-            influence = torch.tensor([node.influence for node in self.nodes])
-            influence[target] = torch.inf
-            kept = torch.zeros_like(target)
-            kept[influence.topk(DRAWN).indices] = True
-            shown = self._of(kept, (self.edges >= 0) & kept[self.senders] & kept[self.receivers])
+        number = min(DRAWN, len(self.nodes))
+        shown = self._largest(number)
         dag = shown.to_networkx()
+        while width is not None and number > LEAST and (rows := too_high(dag, width)):
+            # A row is gone when its last node is.
+            number = max(LEAST, number - rows)
+            shown = self._largest(number)
+            dag = shown.to_networkx()
         edges = widest(dag)
-        told = f"; drawn: the {len(edges):,} widest edges" if len(edges) < len(self.values) else ""
-        if shown is not self:
-            nodes = sum(node.role != "rest" for node in shown.nodes)
-            told = f"; drawn: the {nodes} most influential, with {amount(len(edges), 'edge')}{_share(shown)}"
-        return picture(self.title + told, dag, edges, width)
+        return picture(self.title + _left_out(self, shown, len(edges)), dag, edges, width)
+
+    def _largest(self, number: int) -> Attribution:
+        """The graph of its targets and most influential nodes; itself where it has no more."""
+        if number >= len(self.nodes):
+            return self
+        kept = _most_influential(self.nodes, number)
+        return self._of(kept, (self.edges >= 0) & kept[self.senders] & kept[self.receivers])
+
+
+def _left_out(graph: Attribution, shown: Attribution, edges: int) -> str:
+    """What is said of a picture that has less than its graph."""
+    if shown is graph:
+        return f"; drawn: the {edges:,} widest edges" if edges < len(graph.values) else ""
+    nodes = sum(node.role != "rest" for node in shown.nodes)
+    return f"; drawn: the {nodes} most influential, with {amount(edges, 'edge')}{_share(shown)}"
+
+
+def _most_influential(nodes: Sequence[Node], number: int) -> Tensor:
+    """Which nodes are the targets and the most influential ones, so many in all."""
+    influence = torch.tensor([torch.inf if node.role == "target" else node.influence for node in nodes])
+    kept = torch.zeros(len(nodes), dtype=torch.bool)
+    kept[influence.topk(number).indices] = True
+    return kept
 
 
 def _share(graph: Attribution) -> str:

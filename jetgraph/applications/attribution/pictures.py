@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,12 @@ BESIDE = 1.5
 PIXELS = 130
 """Of a layout to an inch."""
 
+HIGHEST = 9.0
+"""Inches of a picture in a width, as a page of a paper has."""
+
+NEARER = 1.5
+"""How much nearer to each other rows of such a picture stand, at most: nodes and their names still have room."""
+
 
 Edge = tuple[Any, Any, dict[str, Any]]
 """Its ends, and what is known of it."""
@@ -43,19 +50,17 @@ def widest(dag: nx.MultiDiGraph) -> list[Edge]:
 def picture(title: str, dag: nx.MultiDiGraph, edges: Sequence[Edge], width: float | None = None) -> Figure:
     """Draw an attribution graph at its places, and of its edges these; blue gives, red takes away.
 
-    In a width in inches, targets stand in as many lines as that takes.
+    In a width in inches, targets stand in as many lines as that takes, and rows nearer to each other where they would
+    be higher than a page.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch
 
-    nodes = dict(dag.nodes(data=True))
-    if width is not None:
-        nodes = _narrowed(dag, PIXELS * max(0.5, width - BESIDE))
+    nodes = dict(dag.nodes(data=True)) if width is None else _narrowed(dag, width)
     xs, ys = ([facts[axis] for facts in nodes.values()] for axis in ("x", "y"))
-    size = (max(xs) - min(xs)) / PIXELS + 2.5, (max(ys) - min(ys)) / PIXELS + 1.6
-    # A narrow picture has its legend, and a long title, in lines below each other.
-    high = size[1] + 1.5 * (width is not None and width <= NARROW)
-    figure = Figure(figsize=(max(6.5, size[0]) if width is None else width, max(4.0, high)), layout="constrained")
+    wide, high = (max(xs) - min(xs)) / PIXELS + 2.5, (max(ys) - min(ys)) / PIXELS + _around(width)
+    size = (max(6.5, wide), max(4.0, high)) if width is None else (width, min(max(4.0, high), HIGHEST))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     largest = abs(edges[0][2]["value"]) if edges else 1.0
     for start, end, facts in edges:
@@ -81,8 +86,21 @@ def picture(title: str, dag: nx.MultiDiGraph, edges: Sequence[Edge], width: floa
     return figure
 
 
-def _narrowed(dag: nx.MultiDiGraph, across: float) -> dict[Any, dict[str, Any]]:
+def _around(width: float | None) -> float:
+    """Inches beside the nodes: a narrow picture has its legend, and a long title, in lines below each other."""
+    return 1.6 + 1.5 * (width is not None and width <= NARROW)
+
+
+def too_high(dag: nx.MultiDiGraph, width: float) -> int:
+    """How many rows a picture in this width has no room for, as `on_grid` sets them."""
+    places = [facts["y"] for facts in _narrowed(dag, width).values()]
+    room = (HIGHEST - _around(width)) * PIXELS * NEARER
+    return max(0, math.ceil((max(places) - min(places) - room) / (1.5 * ROW)))
+
+
+def _narrowed(dag: nx.MultiDiGraph, width: float) -> dict[Any, dict[str, Any]]:
     """Nodes at places that are as wide as there is room for, or as narrow as they can be."""
+    across = PIXELS * max(0.5, width - BESIDE)
     nodes: dict[Any, dict[str, Any]] = {}
     for abreast in range(ABREAST, 0, -1):
         at = on_grid(dag, abreast).at

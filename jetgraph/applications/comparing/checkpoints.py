@@ -193,7 +193,7 @@ class _Followed:
         if self._divided:
             with alone():
                 self._last()
-        records = each("checkpoints", len(self._order), self._record, lambda: self._told)
+        records = each("checkpoints", len(self._order), self._record, lambda: self._told, of="checkpoints")
         return [_Snapshot.read(record) for record in records()]
 
     def _record(self, unit: int) -> Record:

@@ -24,6 +24,7 @@ from jetgraph.applications.comparing.vocabularies import check_sizes, check_toke
 from jetgraph.applications.comparing.walking import Contexts, contexts_of, path_text, rows_of, titles
 from jetgraph.applications.ngrams.budget import check_top
 from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
+from jetgraph.applications.ngrams.contexts import chunks_of
 from jetgraph.applications.ngrams.fitting import without_ngrams
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import RunningTop
@@ -261,7 +262,7 @@ def _compare(
             told(len(ids))
         return {"sums": torch.tensor(sums.numbers(), dtype=torch.float64)} | _held(gained, "+") | _held(lost, "-")
 
-    records = each(stage, -(-len(contexts) // size), look, identity)
+    records = each(stage, -(-len(contexts) // size), look, identity, of=chunks_of(size, len(contexts)))
 
     def whole() -> tuple[Distances, RunningTop, RunningTop]:
         sums, gained, lost = Distances(), *_tops(top)

@@ -105,7 +105,7 @@ def site_changes(
         change = _relative_change(one, other, first[alias][1]) if shared else None
         return {} if change is None else {"change": torch.tensor(change, dtype=torch.float64)}
 
-    records = each("weights", len(aliases), look, identity)
+    records = each("weights", len(aliases), look, identity, of="sites")
 
     def whole() -> tuple[SiteChange, ...]:
         changes: list[SiteChange] = []

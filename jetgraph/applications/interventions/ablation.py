@@ -18,7 +18,7 @@ from torch import Tensor
 from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import SINK, Split
 from jetgraph.algebra.paths import Path
-from jetgraph.algebra.selection import Pattern, select
+from jetgraph.algebra.selection import Pattern, Selection, select
 from jetgraph.applications.interventions.network import At, Network
 from jetgraph.applications.interventions.others import Pair, Source, read_together
 from jetgraph.applications.interventions.ports import Port
@@ -29,7 +29,7 @@ from jetgraph.applications.readout import Texts, token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, expanded
 from jetgraph.compilation import compile
-from jetgraph.errors import BudgetError, InputError, amount, big, check, quoted, renamed
+from jetgraph.errors import BudgetError, InputError, SelectionError, amount, big, check, quoted, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import OTHER
@@ -345,7 +345,7 @@ def ablate(
         raise InputError(f"scale={scale:g} and corrupt= are two ways of ablation: leave one of the two out")
     traced_on = inputs if corrupt is None else read_together(inputs, corrupt)
     subject, expansion = expanded(model, traced_on, split, tokenizer, path)
-    chosen = select(expansion, "**" if path is None else path)
+    chosen = _chosen(expansion, "**" if path is None else path, inputs)
     if chosen.count() > PATH_BUDGET:
         raise BudgetError(
             f"{big(chosen.count())} paths are selected, more than the {PATH_BUDGET:,} that are ablated one by one: "
@@ -379,6 +379,22 @@ def _together(passed: Passed) -> tuple[str, ...]:
     """The components of all paths, where several have some."""
     several = sum(map(bool, passed.values())) > 1
     return tuple(dict.fromkeys(alias for aliases in passed.values() for alias in aliases)) if several else ()
+
+
+def _chosen(expansion: Expansion, path: Pattern, inputs: Inputs) -> Selection:
+    """The paths that are asked for; most functions take the prompt where this one takes them."""
+    try:
+        return select(expansion, path)
+    except SelectionError as error:
+        if not isinstance(path, str) or not isinstance(inputs, str):
+            raise
+        try:
+            select(expansion, inputs)
+        except SelectionError:
+            raise error from None
+        raise InputError(
+            f"ablate takes the path first, then the prompt: ablate(model, {quoted(inputs)}, {quoted(path)})"
+        ) from None
 
 
 def _scaled(

@@ -32,6 +32,7 @@ from jetgraph.applications.lenses.tallies import Tally
 from jetgraph.applications.orders import HIGHEST, ChosenOrder
 from jetgraph.applications.subject import Subject
 from jetgraph.compilation.values import PathValues
+from jetgraph.errors import amount
 from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import summed_in
 from jetgraph.running.forward import Forward
@@ -197,7 +198,7 @@ class Measurement:
             return {**tally.record([first for first, *_ in every]), **besides(every, unit * run)}
 
         number, glance = windows.units(self.batch)
-        return each(stage, number, compute, lambda: self._identity, glance)
+        return each(stage, number, compute, lambda: self._identity, glance, f"runs of {amount(run, 'window')}")
 
     def _size(self, order: int) -> Callable[[Tensor], int]:
         """How many windows go together."""

@@ -234,7 +234,7 @@ class _Fit:
             return self._sums(cursor.take(start, stop), self.numbers.take(start, stop))
 
         number, glance = self.windows.units(self.batch)
-        records = each("jacobians", number, compute, self._identity, glance)
+        records = each("jacobians", number, compute, self._identity, glance, f"runs of {amount(run, 'window')}")
         sums = records()[0]
         totals = {
             point: from_grid(*(sums[f"{ADDED}h{point} {grid}"] for grid in ("coarse", "fine"))) for point in self.points

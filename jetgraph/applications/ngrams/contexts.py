@@ -106,3 +106,12 @@ class Numbering:
         if len(places) != self.n - 1:
             raise InputError(f"a context of n={self.n} has {self.n - 1} place(s), but tokens for {len(places)} came")
         return places
+
+
+def chunks_of(size: int, total: int) -> str:
+    """What a table is gone through by, for people.
+
+    >>> chunks_of(512, 50_257), chunks_of(10**9, 1024)
+    ('chunks of 512 contexts', 'chunks of 1,024 contexts')
+    """
+    return f"chunks of {amount(min(size, total), 'context')}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jetgraph.applications.ngrams.blocks import blocks
+from jetgraph.applications.ngrams.contexts import chunks_of
 from jetgraph.applications.ngrams.table import PathTable
 from jetgraph.applications.ranking import row_top
 from jetgraph.errors import InputError
@@ -131,7 +132,13 @@ class Counts:
                     measures.append(self._measures(start + offset + row, block[row], best[row], top))
             return {"measures": torch.tensor(measures, dtype=torch.float64)}
 
-        records = each(name, -(-len(self.contexts) // size), look, lambda: self._identity(top))
+        records = each(
+            name,
+            -(-len(self.contexts) // size),
+            look,
+            lambda: self._identity(top),
+            of=chunks_of(size, len(self.contexts)),
+        )
         return lambda: torch.cat([record["measures"] for record in records()])
 
     def _identity(self, top: Sequence[int]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from jetgraph.applications.bars import bars
 from jetgraph.applications.ngrams.blocks import blocks, row_scales
 from jetgraph.applications.ngrams.choosing import Paths
+from jetgraph.applications.ngrams.contexts import chunks_of
 from jetgraph.applications.ngrams.listing import NGrams
 from jetgraph.applications.ngrams.table import PathTable, own_logits, table_of
 from jetgraph.applications.readout import token_text
@@ -349,7 +350,9 @@ class _Streamed:
             given = [tokens, size, weights.tolist()]
             return {"table": self._table.fingerprint, "tokens": sha256(repr(given).encode()).hexdigest()}
 
-        records = each(f"masses along {self.path}", -(-self.rows // size), look, identity)()
+        records = each(
+            f"masses along {self.path}", -(-self.rows // size), look, identity, of=chunks_of(size, self.rows)
+        )()
         return torch.stack([record["mass"] for record in records]).sum(0).tolist()
 
     def steps(self, pairs: Sequence[tuple[int, int]]) -> list[float]:

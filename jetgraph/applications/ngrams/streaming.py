@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path as File
 
 import torch
 from torch import Tensor
 
+from jetgraph.applications.ngrams.contexts import chunks_of
 from jetgraph.applications.ngrams.information import Information
 from jetgraph.applications.ngrams.resuming import State
 from jetgraph.applications.ngrams.screening import Screen
@@ -72,7 +74,8 @@ def _in_shards(table: PathTable, places: list[Tensor | None], search: Search | I
         fresh.add(number, contexts, table.logits(contexts))
         return {**fresh.fresh, **fresh.held}
 
-    for record in each("n-grams", -(-total // size), look, lambda: _identity_of(table, places, search, None))():
+    identity = partial(_identity_of, table, places, search, None)
+    for record in each("n-grams", -(-total // size), look, identity, of=chunks_of(size, total))():
         search.take(record)
 
 

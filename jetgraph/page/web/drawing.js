@@ -104,6 +104,9 @@ export function makeDrawing(cytoscape, container, graph, on) {
     const node = shownBy.get(element.id());
     return node?.members[0].shade ?? graph.colours[node?.kind] ?? graph.colours[""];
   };
+  /** Fits it again; null once a reader has moved it. */
+  let again = null;
+  let fitting = false;
   const tapped = ["", ""];
   cy.on("tap", "node", (event) => {
     tapped.push(event.target.id());
@@ -113,7 +116,10 @@ export function makeDrawing(cytoscape, container, graph, on) {
   // Two clicks on different nodes are no double click.
   cy.on("dbltap", "node", (event) => { if (tapped[0] === tapped[1]) on.double(shownBy.get(event.target.id())); });
   cy.on("tap", (event) => { if (event.target === cy) on.tap(null); });
-  cy.on("viewport", () => on.view());
+  cy.on("viewport", () => {
+    if (!fitting) again = null;
+    on.view();
+  });
 
   return {
     cy,
@@ -159,7 +165,15 @@ export function makeDrawing(cytoscape, container, graph, on) {
       const whole = Math.min(1.25, width / box.w, height / box.h);
       const zoom = Math.max(whole, Math.min(least, width / box.w));
       const above = Math.max(32, 32 + (height - zoom * box.h) / 2);
+      fitting = true;
       cy.viewport({ zoom, pan: { x: left + (width - zoom * box.w) / 2 - zoom * box.x1, y: above - zoom * box.y1 } });
+      fitting = false;
+      again = () => this.fit(least);
+    },
+    /** After a change of the window: what nobody has moved is shown as a whole again. */
+    refit() {
+      cy.resize();
+      again?.();
     },
     open() { this.fit(graph.kind === "paths" ? 0 : LEGIBLE); },
     centre(node) {

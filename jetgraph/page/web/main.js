@@ -163,7 +163,7 @@ function openPage(cytoscape, data) {
     part("choice").hidden = false;
   }
   document.addEventListener("keydown", press);
-  addEventListener("resize", () => axes.update());
+  addEventListener("resize", () => { drawing.refit(); axes.update(); });
   addEventListener("hashchange", () => { state = readState(location.hash, graph) ?? firstState(); restore(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme(state.theme));
 

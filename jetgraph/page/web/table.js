@@ -4,10 +4,16 @@ import { counted, make, openWith, part, told, unpacked } from "./elements.js";
 
 const ROWS = 2000;
 
-const textOf = (cell) => (typeof cell === "number" ? told(cell) : cell === null ? "" : String(cell));
-
 /** Whole numbers are texts where they are too large for others, such as numbers of paths. */
 const isWhole = (cell) => typeof cell === "string" && /^\d{1,400}$/.test(cell);
+/** What a cell says: counts by thousands, other whole numbers, such as ids, with all their digits. */
+function textOf(cell, count) {
+  const whole = Number.isSafeInteger(cell);
+  if (count && (whole || isWhole(cell))) return counted(BigInt(cell));
+  if (whole) return String(cell);
+  return typeof cell === "number" ? told(cell) : cell === null ? "" : String(cell);
+}
+
 const sizeOf = (cell) => (isWhole(cell) ? BigInt(cell) : cell);
 
 /** Numbers, then texts, then nothing, whichever way a column is sorted. */
@@ -28,10 +34,10 @@ async function openTable() {
 
   function update() {
     const wanted = part("search").value.toLowerCase();
-    const found = rows.filter((row) => !wanted || row.some((cell) => textOf(cell).toLowerCase().includes(wanted)));
+    const found = rows.filter((row) => !wanted || row.some((cell, at) => [false, data.counts[at]].some((count) => textOf(cell, count).toLowerCase().includes(wanted))));
     const { column, down } = order;
     if (column >= 0) found.sort((one, other) => compare(one[column], other[column], down));
-    const cells = (row) => row.map((cell) => make("td", rank(cell) === 0 ? { class: "number" } : {}, textOf(cell)));
+    const cells = (row) => row.map((cell, at) => make("td", rank(cell) === 0 ? { class: "number" } : {}, textOf(cell, data.counts[at])));
     part("rows").replaceChildren(...found.slice(0, ROWS).map((row) => make("tr", {}, ...cells(row))));
     part("found").textContent = `${counted(Math.min(found.length, ROWS))} of ${counted(rows.length)} rows`;
     [...part("names").children].forEach((head, number) => {

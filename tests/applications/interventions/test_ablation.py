@@ -592,6 +592,17 @@ def test_a_split_comes_before_the_expansion(traced: Callable[..., Example]) -> N
         ablate(jg.expand(example.graph), None, example.inputs, split="heads")
 
 
+def test_a_component_by_its_name_alone() -> None:
+    """`L1.mlp` is all paths with it: of the usual expansion, its one path to the logits."""
+    prompt = "Raise Value"
+    named, written = (ablate("demo", path, prompt) for path in ("L1.mlp", "L1.mlp > logits"))
+    assert named.effects == written.effects
+    with pytest.raises(jg.InputError, match=r"path first, then the prompt: ablate\(model, 'L1.mlp', 'Raise Value'\)"):
+        ablate("demo", prompt, "L1.mlp")
+    with pytest.raises(jg.SelectionError, match="'Raise'"):
+        ablate("demo", "Raise", "Value")
+
+
 def test_the_ablation_as_table_and_picture(tmp_path: Any, traced: Callable[..., Example]) -> None:
     example = traced(case("gpt2"))
     found = ablate(example.graph, None, example.inputs)
