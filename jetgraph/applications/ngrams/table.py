@@ -266,7 +266,7 @@ class PathTable:
     def sizes(self) -> Sizes:
         """Of the values for one context."""
         traced = self.subject.graph.traced
-        return Sizes(traced.input_values((), self._inputs(self.numbering.first(1))))
+        return Sizes(traced.input_values((), self._inputs(self.numbering.first(1)))).bounded(traced.graph)
 
     @cached_property
     def inside_bytes(self) -> int:
