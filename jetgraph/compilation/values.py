@@ -7,9 +7,12 @@ import textwrap
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch.func import debug_unwrap
 
 from jetgraph.algebra.advice import of_remainder
 from jetgraph.algebra.classes import classifier
@@ -21,7 +24,7 @@ from jetgraph.compilation.decoding import Decoding
 from jetgraph.compilation.evaluated import Evaluated
 from jetgraph.compilation.ledger import Ledger
 from jetgraph.compilation.sums import class_sums
-from jetgraph.errors import InputError, NotComputedError, amount, check, quoted
+from jetgraph.errors import InputError, NotComputedError, StateError, amount, check, quoted
 from jetgraph.jets.recording import is_followed, may_follow
 from jetgraph.jets.series import stack_of
 from jetgraph.running.alone import by_place
@@ -284,8 +287,15 @@ class PathValues:
             A term passes a site whose rule is not linear: all have to be Freeze, Tangent or Distribute.
         SelectionError
             The pattern matches nothing.
+        StateError
+            In a function that `torch.func` transforms.
         """
         check(PathValues.sum, locals())
+        if peek_interpreter_stack() is not None:
+            raise StateError(
+                "the sum of all terms that match has no gradients, and is not for torch.func: add up values.terms, or "
+                "take values.combine(...)"
+            )
         selection = select(self._decoding.expansion, pattern)
         with self._decoding.reading():
             classes = classifier(self._decoding.expansion, "all")
@@ -303,7 +313,7 @@ class PathValues:
                 f"weights of shape {list(weights.shape)} do not fit {amount(len(chosen), 'path')}: give "
                 f"[{len(chosen)}], or [rows, {len(chosen)}] for several sums"
             )
-        own = rows.detach().double().cpu().numpy()
+        own = _numbers(weights).reshape(rows.shape)
         taken: list[_Row] = [[] for _ in own]
         places = own.nonzero()
         for row, at, weight in zip(*(found.tolist() for found in (*places, own[places])), strict=True):
@@ -452,6 +462,22 @@ class _Decoding(Decoding):
             if value.data_ptr() != made[some].data_ptr():
                 made[some] = value
         return made
+
+
+def _numbers(weights: Tensor) -> NDArray[np.float64]:
+    """Weights as numbers. Under a transform of functions (`torch.func`), what operators give has none to be read.
+
+    Raises
+    ------
+    InputError
+        Weights that differ along what is mapped over.
+    """
+    if peek_interpreter_stack() is None:
+        return weights.detach().double().cpu().numpy()
+    plain = debug_unwrap(weights, recurse=True)
+    if plain.shape != weights.shape:
+        raise InputError("weights are numbers, and cannot be mapped over: give those of all rows at once")
+    return np.array(plain.tolist(), dtype=np.float64)
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:

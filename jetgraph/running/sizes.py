@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.sizes import evaluate as size_of
+from jetgraph.algebra.sizes import names
 from jetgraph.errors import SizeError
 
 
@@ -46,6 +48,20 @@ class Sizes:
             if self._values is None:
                 raise
         return tuple(self._values(node).shape)
+
+    def bounded(self, graph: fx.Graph) -> Sizes:
+        """With bounds of sizes that depend on values, such as of how many tokens an expert gets: all that are counted,
+        or cut in so many pieces. Nothing is run for these either.
+        """
+        bounds = dict(self._others)
+        known = Sizes(self._inputs, bounds)
+        for node in graph.nodes:
+            shape = node.meta.get("shape")
+            for name in [name for size in shape or () if isinstance(size, str) for name in names(size)]:
+                if name not in known._known:
+                    read = [prod(known.shape(value)) for value in node.all_input_nodes if "shape" in value.meta]
+                    known._known[name] = bounds[name] = max(read, default=1)
+        return Sizes(self._inputs, bounds, self._values)
 
     def zeros(self, node: fx.Node) -> Tensor:
         """Zeros of a node's shape and type, where the inputs are."""

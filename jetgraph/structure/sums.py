@@ -11,7 +11,7 @@ from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import nodes_in, readers
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.lines import branch_over, without
-from jetgraph.structure.operators import aten, is_float_tensor, packet_of
+from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, multiple_of, packet_of
 from jetgraph.structure.regions import Join, Region
 
 
@@ -50,8 +50,9 @@ def summands_of_whole(flow: Dataflow, total: fx.Node) -> list[fx.Node]:
 
 
 def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum:
-    """The tree of adds that ends at a node; an add that something else reads too, or that is closed, is a leaf, and so
-    is the node itself where it is no sum of values, as what adds a number to one.
+    """The tree of adds that ends at a node; an add that something else reads too, that is closed, or that is a layer's
+    product with its bias is a leaf, and so is the node itself where it is no sum of values, as what adds a number to
+    one.
     """
     leaves: list[fx.Node] = []
     adds: list[fx.Node] = []
@@ -59,12 +60,24 @@ def flattened(flow: Dataflow, root: fx.Node, closed: Collection[fx.Node]) -> Sum
     while stack:
         node = stack.pop()
         inner = node is root or (node not in closed and len(readers(node)) == 1)
-        if inner and packet_of(node) is aten.add and is_sum(node) and node in flow:
+        added = inner and packet_of(node) is aten.add and is_sum(node) and node in flow
+        if added and (node is root or not _is_biased(flow, node)):
             adds.append(node)
             stack += reversed(list(nodes_in(node.args[:2])))
         else:
             leaves.append(node)
     return Sum(root, tuple(leaves), flow.ordered(adds))
+
+
+def _is_biased(flow: Dataflow, add: fx.Node) -> bool:
+    """An add of a learned product and of a constant smaller than it, x W + b, is one layer, as linear(x, W, b) is."""
+    parts = list(nodes_in(add.args[:2]))
+    made = [part for part in parts if part in flow]
+    if len(parts) != 2 or len(made) != 1 or len(readers(made[0])) != 1:
+        return False
+    product = multiple_of(made[0])
+    learned = is_mixing(product) and sum(factor in flow for factor in product.all_input_nodes) == 1
+    return learned and all(part in flow or part.meta.get("shape") != add.meta["shape"] for part in parts)
 
 
 def join_over(

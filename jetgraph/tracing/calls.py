@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,13 +39,24 @@ def named_leaves(
     """Leaves of a call's arguments, each with its name: `input_ids`, `past.0.key`."""
     try:
         leaves, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
+        if any(_is_cache(leaf) for _, leaf in leaves):
+            importlib.import_module("transformers.integrations.executorch").register_dynamic_cache_export_support()
+            leaves, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
     except RecursionError:
         raise InputError("the inputs are nested too deeply, or hold themselves: give tensors by name") from None
+    except ValueError as error:  # a container that was registered without names of what it holds
+        raise InputError(f"the inputs cannot be called by names: {error}") from None
     for (side, *path), leaf in leaves:
         names = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
         if getattr(side, "idx", None) == 0 and int(names[0]) < len(positional):
             names[0] = positional[int(names[0])]
         yield ".".join(names), leaf
+
+
+def _is_cache(leaf: Any) -> bool:
+    """A cache of keys and values, which torch takes apart as soon as transformers has told it how."""
+    caches = None if isinstance(leaf, Tensor) else sys.modules.get("transformers.cache_utils")
+    return caches is not None and isinstance(leaf, caches.DynamicCache)
 
 
 def positional_names(model: nn.Module) -> tuple[str, ...]:

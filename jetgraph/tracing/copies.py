@@ -338,6 +338,6 @@ def _shape(value: Tensor, names: Mapping[str, str]) -> tuple[int | str, ...]:
 def _input_names(program: torch.export.ExportedProgram, positional: Sequence[str]) -> list[str]:
     spec = program.call_spec.in_spec
     assert spec is not None
-    skeleton = pytree.tree_unflatten([object()] * spec.num_leaves, spec)
-    (args, kwargs), _ = skeleton
+    # A container of its own kind may hold nothing but tensors.
+    (args, kwargs), _ = program.example_inputs or pytree.tree_unflatten([object()] * spec.num_leaves, spec)
     return [of for of, _ in named_leaves(args, kwargs, positional)]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.export.dynamic_shapes import _tree_map_with_path
 from torch.utils import _pytree as pytree
 
 from jetgraph.algebra.sizes import evaluate as size_of
@@ -42,14 +43,26 @@ def generic(example: Any) -> Any:
     return pytree.tree_map(widen, example) if lone_batch or short else example
 
 
-def open_dimensions(leaf: Any, level: Dynamic) -> Any:
-    """Which sizes of an input the exporter may leave open."""
-    if not isinstance(leaf, Tensor) or not leaf.dim():
-        return {} if isinstance(leaf, Tensor) else None
-    # Free image sides would mean proofs about windows and strides, over which the exporter can spend hours (Swin).
-    image = leaf.is_floating_point() and leaf.dim() > 3
-    free = range(1) if level == "batch" or image else range(leaf.dim())
-    return dict.fromkeys(free, torch.export.Dim.AUTO)
+def open_sizes(example: Any, level: Dynamic) -> Any:
+    """Which sizes of the inputs the exporter may leave open, in the containers that hold these.
+
+    What a registered container of its own kind holds is listed, as the exporter takes it: such a class may not hold
+    anything but tensors.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+    lengths = {size for leaf in leaves if leaf.dim() in (2, 3) for size in leaf.shape[1:2]}
+
+    def opened(_: Any, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim():
+            return {} if isinstance(leaf, Tensor) else None
+        free = range(1) if level == "batch" else range(leaf.dim())
+        if leaf.is_floating_point() and leaf.dim() > 3:
+            # Free image sides would mean proofs about windows and strides, over which the exporter can spend hours
+            # (Swin); those of a mask are lengths of other inputs.
+            free = [dim for dim in free if dim == 0 or leaf.shape[dim] in lengths]
+        return dict.fromkeys(free, torch.export.Dim.AUTO)
+
+    return _tree_map_with_path(opened, example)
 
 
 def freedom(shapes: Mapping[str, tuple[int | str, ...]], bindings: Mapping[str, torch.dtype]) -> Dynamic:

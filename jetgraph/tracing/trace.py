@@ -38,7 +38,7 @@ from jetgraph.tracing.agreement import compare
 from jetgraph.tracing.calls import Lookups, check_call, named_leaves, positional_names
 from jetgraph.tracing.copies import copy_program, owners
 from jetgraph.tracing.decisions import Answering, Heard, modules_stay
-from jetgraph.tracing.examples import cut_down, generic, levels, open_dimensions, unmarked
+from jetgraph.tracing.examples import cut_down, generic, levels, open_sizes, unmarked
 from jetgraph.tracing.outputs import pick
 from jetgraph.tracing.packed import Unpacking, holds_packed, refused_activations, rounded, unknown
 from jetgraph.tracing.state import Held, kept
@@ -380,7 +380,7 @@ class _Example:
         wrapper = _Explained(self.model, self.output, lambda *pick: picked.append(pick), self.way, unpack, heard)
         wrapper.training = False
         example = pytree.tree_map(unmarked, example)
-        shapes = None if level == "none" else pytree.tree_map(partial(open_dimensions, level=level), example)
+        shapes = None if level == "none" else open_sizes(example, level)
         # What the model makes while it is exported has no values.
         with kept(self.model), modules_stay():
             try:

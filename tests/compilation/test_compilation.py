@@ -1273,6 +1273,52 @@ def test_best_weights_under_transforms_of_functions() -> None:
     assert slope.item() == pytest.approx(expected[0].sum().item())
 
 
+def test_sums_of_terms_under_transforms_of_functions() -> None:
+    """With weights from outside and from inside of the function that is transformed; all terms, and what they leave."""
+    first, second = torch.randn(2, 3, 3, dtype=torch.float64)
+
+    def net(x: Tensor) -> Tensor:
+        h = x + torch.tanh(F.linear(x, first))
+        return torch.tanh(F.linear(h, second)) ** 2
+
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    module = jg.compile(jg.expand(jg.trace(net, x[0], dynamic=False), order=1))
+    outside = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
+
+    def plain(x: Tensor) -> Tensor:
+        made, output = torch.stack(list(module(x=x).terms.values())), module(x=x).output
+        return torch.stack([(outside[:, None, None] * made).sum(0), 2 * made.sum(0), made.sum(0), output - made.sum(0)])
+
+    def summed(x: Tensor) -> Tensor:
+        values = module(x=x)
+        inside = 2 * torch.ones(4)
+        return torch.stack([values.combine(outside), values.combine(inside), values.total, values.remainder])
+
+    with torch.no_grad():
+        agree(torch.vmap(summed)(x), torch.stack([plain(row) for row in x]), 1e-12)
+        for made, expected in zip(*(torch.func.jvp(f, (x[0],), (x[1],)) for f in (summed, plain)), strict=True):
+            agree(made, expected, 1e-12)
+    agree(torch.func.jacrev(summed)(x[0]), torch.func.jacfwd(plain)(x[0]), 1e-12)
+    agree(torch.vmap(torch.func.jacrev(summed))(x), torch.vmap(torch.func.jacfwd(plain))(x), 1e-12)
+
+
+def test_weights_that_are_mapped_over_are_refused() -> None:
+    module = jg.compile(jg.expand(jg.trace(lambda x: x + torch.tanh(x), torch.randn(2, 3), dynamic=False)))
+    values = module(torch.randn(2, 3))
+    weights = torch.ones(5, len(values.hidden))
+    with pytest.raises(jg.InputError, match="cannot be mapped over"):
+        torch.vmap(values.combine)(weights)
+    assert values.combine(weights).shape == (5, 2, 3)
+
+
+def test_sums_of_languages_under_transforms_of_functions() -> None:
+    """They have no gradients: a derivative of 0 would be wrong."""
+    graph = jg.trace(lambda x: x + torch.tanh(x), torch.randn(2, 3), dynamic=False)
+    module, x = jg.compile(jg.expand(graph, recipe="frozen")), torch.randn(2, 3)
+    with pytest.raises(jg.StateError, match="has no gradients"):
+        torch.func.jvp(lambda x: module(x).sum("**"), (x,), (x,))
+
+
 def test_a_path_without_weight_takes_no_part_in_a_sum(gpt2: Example) -> None:
     """Not even where its value is not finite."""
     values = compiled(gpt2, "embed > *.mlp > logits", recipe="path")

@@ -581,3 +581,64 @@ def test_norms_by_running_moments(how: str, ahead: bool) -> None:
     assert [(join.kind, [branch.kind for branch in join.branches]) for join in graph.joins] == [
         ("identity", ["mlp"])
     ] * 2
+
+
+def _by_product(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return h @ weight + bias
+
+
+def _by_einsum(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return bias + 0.5 * torch.einsum("bnd,de->bne", h, weight)
+
+
+def _by_convolution(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return (nn.functional.conv1d(h.mT, weight.mT[..., None]) + bias[:, None]).mT
+
+
+class _Written(nn.Module):
+    """Layers beside each other whose last bias is added by an operator of its own, as Falcon and TransformerLens do."""
+
+    def __init__(self, layer: Callable[[Tensor, Tensor, Tensor], Tensor], beside: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.beside, self.head = layer, beside, nn.Linear(WIDTH, 3)
+        self.weights = nn.Parameter(torch.randn(3, WIDTH, WIDTH))
+        self.biases = nn.Parameter(torch.randn(3, WIDTH))
+
+    def forward(self, x: Tensor, kept: float = 1.0) -> Tensor:
+        first, second, third = zip(self.weights, self.biases, strict=True)
+        one = self.layer(x.tanh(), *first) * kept if kept != 1 else self.layer(x.tanh(), *first)
+        h = x + (one + self.layer(x.sin(), *second)) if self.beside else x + one
+        return self.head(h + self.layer(h.tanh(), *third))
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("layer", [_by_product, _by_einsum, _by_convolution])
+def test_a_bias_that_is_added_to_a_product_is_that_of_the_layer(
+    layer: Callable[[Tensor, Tensor, Tensor], Tensor], beside: bool
+) -> None:
+    net = _Written(layer, beside).eval()
+    graph = jg.trace(net, torch.randn(2, 5, WIDTH))
+    assert not any(join.injections for join in graph.joins)
+    x = torch.randn(3, 4, WIDTH)
+    removed = jg.ablate(graph, "L0.* > logits", x, target=1, position=None)
+    first = next(one for path, one in removed.outputs.items() if path != "together")
+    with torch.no_grad():
+        torch.testing.assert_close(first.through, net(x, 0.0))
+
+
+def test_a_constant_of_the_stream_is_a_source() -> None:
+    """What the code adds to a sum, or as large as that, belongs to no layer."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.shift = nn.Parameter(torch.randn(WIDTH, WIDTH)), nn.Parameter(torch.randn(WIDTH))
+            self.places, self.head = nn.Parameter(torch.randn(5, WIDTH)), nn.Linear(WIDTH, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = (x + x.tanh() @ self.weight) + self.shift
+            return self.head(h + (h.sin() @ self.weight + self.places[None].expand_as(h)))
+
+    graph = jg.trace(Shifted().eval(), torch.randn(2, 5, WIDTH), dynamic=False)
+    assert [len(join.injections) for join in graph.joins] == [1, 1]

@@ -313,3 +313,30 @@ def test_a_mask_with_a_batch_of_its_own(traced: Callable[..., Example]) -> None:
         jg.InputError, match="'attention_mask' has attention_mask_batch 1 and input 'input_ids' has batch 2"
     ):
         graph(input_ids=two["input_ids"], attention_mask=lone["attention_mask"])
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bool])
+def test_the_sides_of_a_mask_are_lengths(kind: torch.dtype) -> None:
+    """A mask of scores [batch, 1, length, length] is no image, whose sides are fixed, also where it is added."""
+
+    def masked(batch: int, length: int) -> dict[str, Any]:
+        seen = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, 1, -1, -1)
+        mask = seen if kind is torch.bool else torch.zeros(seen.shape).masked_fill(~seen, -1e9)
+        return {"input_ids": torch.randint(3, zoo.VOCAB, (batch, length)), "attention_mask": mask, "use_cache": False}
+
+    model = zoo.case("llama").build()
+    graph = jg.trace(model, **masked(2, 7))
+    assert graph.traced.input_shapes["attention_mask"] == ("batch", 1, "length", "length")
+    for batch, length in ((3, 10), (1, 2)):
+        inputs = masked(batch, length)
+        with torch.no_grad():
+            torch.testing.assert_close(graph(**inputs), model(**inputs).logits)
+
+
+def test_an_image_beside_a_text_keeps_its_sides() -> None:
+    def looked(ids: Tensor, image: Tensor) -> Tensor:
+        h = F.one_hot(ids, 5).to(image) + image.mean((-1, -2))[:, None]
+        return h + torch.tanh(h)
+
+    graph = jg.trace(looked, torch.zeros(2, 6, dtype=torch.long), torch.randn(2, 5, 8, 8))
+    assert graph.traced.input_shapes["image"] == ("batch", 5, 8, 8)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import jetgraph as jg
 from jetgraph.tracing.trace import canonical
+from tests import zoo
 from tests.tracing.models import Residual, X
 
 
@@ -97,3 +102,64 @@ def test_a_random_model_is_refused() -> None:
 
     with pytest.raises(jg.TraceError, match="random"):
         jg.trace(Random().eval(), X)
+
+
+class _Pair:
+    """Two tensors, and nothing else."""
+
+    def __init__(self, one: Tensor, two: Tensor) -> None:
+        assert one.shape == two.shape
+        self.one, self.two = one, two
+
+
+@pytest.fixture
+def known() -> Iterator[Callable[..., None]]:
+    """Tells torch how the pair is taken apart."""
+
+    def tell(**options: Any) -> None:
+        pytree.register_pytree_node(
+            _Pair, lambda pair: ([pair.one, pair.two], None), lambda parts, _: _Pair(*parts), **options
+        )
+
+    yield tell
+    pytree._deregister_pytree_node(_Pair)
+
+
+def _both(x: Tensor, given: Any) -> Tensor:
+    h = x + given.one @ given.two.mT
+    return h + torch.tanh(h)
+
+
+def test_containers_that_hold_nothing_but_tensors(known: Callable[..., None]) -> None:
+    names = [pytree.GetAttrKey("one"), pytree.GetAttrKey("two")]
+    known(flatten_with_keys_fn=lambda pair: (list(zip(names, (pair.one, pair.two), strict=True)), None))
+    graph = jg.trace(_both, torch.randn(2, 5, 5), _Pair(torch.randn(2, 5, 4), torch.randn(2, 5, 4)))
+    assert set(graph.traced.input_shapes) == {"x", "given.one", "given.two"}
+    x, given = torch.randn(3, 6, 6), _Pair(torch.randn(3, 6, 4), torch.randn(3, 6, 4))
+    torch.testing.assert_close(graph(x, given), _both(x, given))
+
+
+def test_containers_without_names(known: Callable[..., None]) -> None:
+    known()
+    with pytest.raises(jg.InputError, match=r"cannot be called by names: .* flatten_with_keys_fn"):
+        jg.trace(_both, torch.randn(2, 5, 5), _Pair(torch.randn(2, 5, 4), torch.randn(2, 5, 4)))
+
+
+def test_a_cache_of_keys_and_values_is_an_input() -> None:
+    """What it holds is the model's, and is read; it is the user's, and stays what it is."""
+    model = zoo.case("llama").build()
+
+    def given(batch: int) -> dict[str, Any]:
+        cache = transformers.DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(torch.randint(3, zoo.VOCAB, (batch, 4)), past_key_values=cache)
+        return {"input_ids": torch.randint(3, zoo.VOCAB, (batch, 5)), "past_key_values": cache}
+
+    graph = jg.trace(model, **given(2))
+    inputs = given(3)
+    again = {**inputs, "past_key_values": copy.deepcopy(inputs["past_key_values"])}
+    with torch.no_grad():
+        torch.testing.assert_close(graph(**inputs), model(**again).logits)
+        first = jg.lens(graph, inputs).logits[0, 0]
+    assert inputs["past_key_values"].get_seq_length() == 4
+    assert first.shape == (3, 5, zoo.VOCAB)

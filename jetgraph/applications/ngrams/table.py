@@ -268,7 +268,8 @@ class PathTable:
         graph = self.subject.graph
 
         def sizes() -> Sizes:
-            return Sizes(graph.traced.input_values((), self._inputs(self.numbering.first(1))))
+            traced = graph.traced
+            return Sizes(traced.input_values((), self._inputs(self.numbering.first(1)))).bounded(traced.graph)
 
         return kept(graph, "sizes of a context", (self.n, self.distance), sizes)
 

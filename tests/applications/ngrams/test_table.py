@@ -211,3 +211,41 @@ def test_memory_is_bounded_through_attention(name, traced):
     for path in ("embed > L0.attn > L0.mlp > logits", ["embed > L0.attn > logits", "embed > L1.attn > logits"]):
         used = peak(lambda path=path: ngrams(graph, path, n=3, top=5, memory=2**20))
         assert 2**18 < used < 2**20, (path, used)
+
+
+class Experts(nn.Module):
+    """A block whose experts get the tokens that a router sends them: how many these are depends on values."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.wte, self.router = way, nn.Embedding(VOCAB, 8), nn.Linear(8, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(3))
+        self.head = nn.Linear(8, VOCAB)
+
+    def mlp(self, h: Tensor) -> Tensor:
+        rows = h.reshape(-1, 8)
+        chosen, total = self.router(rows).argmax(-1), torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            if self.way == "mask":
+                total[chosen == number] = expert(rows[chosen == number])
+            else:
+                (places,) = torch.where(chosen == number)
+                total = total.index_add(0, places, expert(rows[places]))
+        return total.view(h.shape)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        h = self.wte(input_ids)
+        return self.head(h + self.mlp(h))
+
+
+@pytest.mark.parametrize("way", ["mask", "where"])
+def test_bigrams_of_experts_that_get_some_of_the_tokens(way):
+    model = Experts(way).eval()
+    graph = jg.trace(model, torch.randint(VOCAB, (4, 5)))
+    table = PathTable(graph, "embed > L0.mlp > logits", memory=2**14)
+    with torch.no_grad():
+        expected = model.head(model.mlp(model.wte(EVERY)))
+    assert table.chunk_rows < VOCAB
+    torch.testing.assert_close(torch.cat([logits.clone() for _, logits in table.chunks()]), expected)
+    assert len(ngrams(table, top=5)) == 5
