@@ -120,8 +120,8 @@ def _changes(before: Facts, now: Facts, asked: Asked) -> Iterator[Change]:
             yield Change(f"{name} of class {kind.__name__}", members[name], member(kind, name))
     for file, functions in before.functions.items():
         for name, was in functions.items():
-            if was != now.functions[file][name]:
-                yield Change(f"the function {name} of {file}", was, now.functions[file][name])
+            if was != (is_now := now.functions.get(file, functions)[name]):
+                yield Change(f"the function {name} of {file}", was, is_now)
     for what, hooks in before.hooks.items():
         if hooks != now.hooks[what]:
             yield Change(f"{what} of all modules", hooks, now.hooks[what])

@@ -127,7 +127,9 @@ def described(model: nn.Module, asked: Asked) -> Facts:
     classes = {kind: {name: member(kind, name) for name in members(kind, asked)} for kind in kinds}
     every = {what: _hooks(vars(of_modules)[held], asked, known) for held, what in GLOBAL_HOOKS.items()}
     functions = {
-        file: {name: member(sys.modules.get(file), name) for name in names} for file, names in asked.functions.items()
+        file: {name: member(sys.modules[file], name) for name in names}
+        for file, names in asked.functions.items()
+        if file in sys.modules
     }
     return Facts(modules, classes, every, functions)
 

@@ -81,7 +81,7 @@ class Ran:
         for code in codes:
             file = self.codes[code]
             module = str(file.get("__name__"))
-            if _is_library(module) or vars(sys.modules.get(module, object())) is not file:
+            if _is_library(module) or getattr(sys.modules.get(module), "__dict__", None) is not file:
                 continue
             functions = (name for name in code.co_names if isinstance(file.get(name), FunctionType))
             found.setdefault(module, {}).update((name, None) for name in functions if has_run(file[name], codes))

@@ -84,6 +84,18 @@ def test_functions_are_those_that_ran_where_they_are_called_from() -> None:
     assert _ran(model).asked(model.modules()).functions == {__name__: ("called",)}
 
 
+def test_functions_that_are_in_no_file_are_not_looked_for() -> None:
+    names: dict[str, Any] = {"__name__": "nowhere"}
+    exec("def inner(x): return x\ndef outer(x): return inner(x)", names)
+
+    class Runs(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return names["outer"](x)
+
+    model = Runs()
+    assert _ran(model).asked(model.modules()).functions == {}
+
+
 def test_a_profiler_is_left_alone() -> None:
     model = Reads()
     with cProfile.Profile() as profiler:
