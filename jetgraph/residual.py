@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from jetgraph.algebra.outline import Outline, Split
-from jetgraph.errors import InputError, StateError, TraceError
+from jetgraph.errors import InputError, JetGraphError, StateError, TraceError
 from jetgraph.export.callables import find, title, wrap_function
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import stage, waited_for
@@ -27,14 +28,19 @@ from jetgraph.structure.analysis import analyse
 from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stream, Structure
 from jetgraph.structure.splitting import split
 from jetgraph.tracing.agreement import Check, compare
-from jetgraph.tracing.copies import owners
-from jetgraph.tracing.trace import trace_example
+from jetgraph.tracing.code import Code
+from jetgraph.tracing.state import kept
+from jetgraph.tracing.trace import example_output, trace_example
 from jetgraph.tracing.traced import Traced
 from jetgraph.tracing.weights import DeviceAndDtype, Weights, device_and_dtype
 from jetgraph.views.tree import html, tree
 
 Traceable = nn.Module | torch.export.ExportedProgram | Callable[..., Any]
 """What `trace` takes for a model."""
+
+STRICT = 0.1
+"""What rounding may make of a row, as a part of what it may make in a trace, where only a switch has changed since: so
+much that attention in another order of its sums passes, and an approximate activation in single precision does not."""
 
 
 @own_types()
@@ -55,7 +61,8 @@ def trace(
         Any loaded `nn.Module` in evaluation mode, on any device; on `meta`, where there are no weights, the structure
         is found but nothing can be run. Also a `torch.export.ExportedProgram`, or a function of tensors that reads
         modules. The model is not modified. The graph reads its parameters by name while the model lives, so it follows
-        what replaces, casts or moves them; where the model is gone, it has those that it read last.
+        what replaces, casts or moves them; where the model is gone, it has those that it read last. It computes what
+        the model's code does now, and raises `StateError` when it is run after that has changed.
     args, kwargs
         Example inputs, given as to the model. A `use_cache` argument is set to False where the model has one.
     output
@@ -179,7 +186,7 @@ class ResidualGraph:
             raise StateError(f"{type(model).__name__} has no weight {gone!r}, so it is not the model of this graph")
         # Devices and types that the trace wrote into the graph follow.
         program = self.traced.relocated(own.__getitem__)
-        traced = replace(program, tensors=Weights(own, owners(model)))
+        traced = replace(program, tensors=held.over(own, model))
         if program is not self.traced:
             return replace(self._over(traced), check=None)
         return replace(self, traced=traced, structure=replace(self.structure, traced=traced), check=None)
@@ -260,7 +267,7 @@ class ResidualGraph:
         InputError
             The trace does not hold for these inputs.
         """
-        _check_weights(self.traced)
+        _check(self)
         return _pass_over(*self._now(), args, kwargs)
 
     def current(self) -> ResidualGraph:
@@ -273,7 +280,7 @@ class ResidualGraph:
         StateError
             The model has changed in another way.
         """
-        return self._now()[0]
+        return Looked.at(self).graph
 
     def _now(self) -> tuple[ResidualGraph, Mapping[str, Tensor]]:
         """The graph for where the weights are now, and the weights."""
@@ -338,6 +345,7 @@ class Looked:
     @classmethod
     def at(cls, graph: ResidualGraph) -> Looked:
         """As `ResidualGraph.current`, whose errors it raises."""
+        check_code(graph)
         return cls(*graph._now())
 
     @own_types()
@@ -345,6 +353,12 @@ class Looked:
         """As `ResidualGraph.run`, whose errors it raises, without looking again: that takes as long as some layers."""
         _check_weights(self.graph.traced)
         return _pass_over(self.graph, self.tensors, (), inputs)
+
+
+def _check(graph: ResidualGraph) -> None:
+    """Raise `StateError` where a graph has no weights, or its model other code than in the trace."""
+    _check_weights(graph.traced)
+    check_code(graph)
 
 
 def _check_weights(traced: Traced) -> None:
@@ -362,6 +376,51 @@ def _pass_over(
     """A forward pass of a graph for where these weights are."""
     state = graph.traced.state_values(tensors.__getitem__)
     return Forward(graph, state, graph.traced.input_values(args, kwargs))
+
+
+def check_code(graph: ResidualGraph) -> None:
+    """Look whether the code of a graph's model is what it was when it was traced.
+
+    Of what may change nothing that is computed, as many switches of a config do, that is found out once, by running the
+    model on the example.
+
+    Raises
+    ------
+    StateError
+        It is not.
+    """
+    weights = graph.traced.tensors
+    if not isinstance(weights, Weights) or not (changes := weights.changes()):
+        return
+    if all(change.harmless for change in changes) and _still_agrees(graph, weights.codes):
+        for code in weights.codes:
+            code.accept()
+        return
+    first = next((change for change in changes if not change.harmless), changes[0])
+    more = ", among others" if len(changes) > 1 else ""
+    raise StateError(
+        f"since the trace, the model's code has changed ({first}{more}), and a graph computes what the code did in the "
+        "trace: put it back, or trace the model again with jetgraph.trace(model, ...). Where the change makes no "
+        "difference, graph.over(model) takes the model as it is now"
+    )
+
+
+def _still_agrees(graph: ResidualGraph, codes: Sequence[Code]) -> bool:
+    """A graph still gives on the example what its model gives."""
+    if len(codes) != 1 or (model := codes[0].owner) is None or graph.traced.meta:
+        return False
+    example = codes[0].example
+    try:
+        here, tensors = graph._now()
+        device = here.traced.device_and_dtype[0]
+        args, kwargs = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), (example.args, example.kwargs))
+        with kept(model):
+            # Of which the graph is, also while it is being trained.
+            expected = example_output(model.eval(), args, kwargs, example.output)
+        with torch.no_grad():
+            return compare(_pass_over(here, tensors, args, kwargs).replay(), expected).excess <= STRICT
+    except JetGraphError:
+        return False
 
 
 def checked(graph: ResidualGraph, args: Sequence[Any], kwargs: Mapping[str, Any], expected: Tensor) -> ResidualGraph:

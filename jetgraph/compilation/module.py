@@ -31,7 +31,7 @@ from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
 from jetgraph.jets.domain import looked_at_once
 from jetgraph.jets.fusion import Fusion
-from jetgraph.residual import ResidualGraph
+from jetgraph.residual import ResidualGraph, check_code
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position
 from jetgraph.running.memory import suited
@@ -71,6 +71,8 @@ def compile(
     ------
     BudgetError
         There are more paths than `budget`; nothing was enumerated.
+    StateError
+        The model's code is not what it was when it was traced.
     """
     check(compile, locals())
     if not isinstance(expansion.graph, ResidualGraph):
@@ -149,6 +151,7 @@ class PathModule(nn.Module):
             raise InputError("no path was given to compile")
         self.expansion = expansion
         self.paths = tuple(paths)
+        check_code(self.graph)
         self.weights, self._holders = _weights(self.graph)
         self._model = Model(expansion, self.graph)
         self.wanted = wanted

@@ -36,7 +36,9 @@ from jetgraph.files.writing import is_file, is_folder, make_folder, naming, pars
 from jetgraph.residual import ResidualGraph, analysed, checked, trace
 from jetgraph.saving.serialization import held_tensor, traced_from_json, traced_to_json
 from jetgraph.tracing.calls import call_options, named_leaves, positional_names
+from jetgraph.tracing.code import Call
 from jetgraph.tracing.copies import owners
+from jetgraph.tracing.ran import Ran
 from jetgraph.tracing.trace import example_output
 from jetgraph.tracing.traced import Traced, copied_graph
 from jetgraph.tracing.weights import Weights, device_and_dtype
@@ -143,7 +145,10 @@ def _read(file: Path, model: nn.Module, inputs: Mapping[str, Any]) -> ResidualGr
     try:
         graph = analysed(_of_model(file, model), title(model))
         if not graph.traced.meta:
-            graph = checked(graph, (), inputs, example_output(model, (), inputs, None))
+            ran = Ran()
+            graph = checked(graph, (), inputs, example_output(model, (), inputs, None, ran))
+            assert isinstance(graph.traced.tensors, Weights)
+            graph.traced.tensors.watch([model], ran.asked(model.modules()), Call((), inputs, None))
     except InputError:
         # Of inputs that the model does not take, it says so when it is traced; for others, it is traced anew.
         return None

@@ -36,11 +36,13 @@ from jetgraph.jets.recording import recordable
 from jetgraph.jets.registry import has_rule
 from jetgraph.tracing.agreement import compare
 from jetgraph.tracing.calls import Lookups, check_call, named_leaves, positional_names
+from jetgraph.tracing.code import Call
 from jetgraph.tracing.copies import copy_program, owners
 from jetgraph.tracing.decisions import Answering, Heard, modules_stay
 from jetgraph.tracing.examples import cut_down, generic, levels, open_sizes, unmarked
 from jetgraph.tracing.outputs import pick
 from jetgraph.tracing.packed import Unpacking, holds_packed, refused_activations, rounded, unknown
+from jetgraph.tracing.ran import Ran
 from jetgraph.tracing.state import Held, kept
 from jetgraph.tracing.traced import Dynamic, Traced
 from jetgraph.tracing.unlike import UnlikeError, unlike
@@ -99,25 +101,33 @@ def trace_example(
     values, options = pytree.tree_map_only(Tensor, recordable, (values, options))
     if any(parameter.is_meta for parameter in model.parameters()):
         values, options = pytree.tree_map_only(Tensor, lambda leaf: leaf.to("meta"), (values, options))
+    ran = Ran()
     with alone(), torch_silent(), kept(model) as held, _random_numbers_kept(model):
-        traced, expected = _first_that_holds(model, values, options, output, held, levels(dynamic))
+        traced, expected = _first_that_holds(model, values, options, output, held, levels(dynamic), ran)
     # What the model made on the way is gone from it again, and is the graph's own.
     assert isinstance(traced.tensors, Weights)
-    return dataclasses.replace(traced, tensors=traced.tensors.rebound(owners(model))), expected
+    weights = traced.tensors.rebound(owners(model))
+    weights.watch(owners(model).values(), ran.asked(model.modules()), Call(values, options, output))
+    return dataclasses.replace(traced, tensors=weights), expected
 
 
 def example_output(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: str | int | None
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    output: str | int | None,
+    ran: Ran | None = None,
 ) -> Tensor:
     """The explained output of the model itself on an example, called in the first way in which it runs; errors as of
-    `canonical`.
+    `canonical`. What ran on the way is noted in `ran`.
     """
+    ran = Ran() if ran is None else ran
     check_call(model, output)
     first: TraceError | None = None
     with alone(), torch_silent(), kept(model) as held, _random_numbers_kept(model):
         for way in ways(model, args, kwargs):
             try:
-                return _Example(model, tuple(args), dict(way.options), output, held, way).first_run()
+                return _Example(model, tuple(args), dict(way.options), output, held, way, ran).first_run()
             except TraceError as error:
                 first = first or error
     assert first is not None
@@ -131,11 +141,12 @@ def _first_that_holds(
     output: str | int | None,
     held: Held,
     levels: Sequence[Dynamic],
+    ran: Ran,
 ) -> tuple[Traced, Tensor | None]:
     """The trace of the first way to call the model that the exporter grants; the first refusal where it grants none."""
     first: TraceError | None = None
     for way in ways(model, args, kwargs):
-        called = _Example(model, args, dict(way.options), output, held, way)
+        called = _Example(model, args, dict(way.options), output, held, way, ran)
         if way.derived:
             does = transforms(partial(called.run, args, dict(way.options)))
             if not does:
@@ -160,7 +171,7 @@ def _first_that_holds(
         return dataclasses.replace(traced, note="; ".join(filter(None, (note, traced.note)))), expected
     assert first is not None
     # A model that draws random numbers may be refused for something else before they are seen.
-    given = _Example(model, args, kwargs, output, held, Way(kwargs, {}))
+    given = _Example(model, args, kwargs, output, held, Way(kwargs, {}), ran)
     runs = not _is_meta(model) and _runs(given, (args, kwargs))
     raise (drawn(lambda: given.run(args, kwargs)) if runs else None) or first from first.__cause__
 
@@ -243,6 +254,7 @@ class _Example:
     output: str | int | None
     held: Held
     way: Way
+    ran: Ran
 
     deciding: Deciding = ""
     """What the code asks of tensors is answered as on the example, loops going over all places of a mask, or not; and
@@ -361,7 +373,7 @@ class _Example:
         """The explained output of the model itself; raises what its user is to be told of."""
         lookups = Lookups(self.model, dict(named_leaves(self.args, self.kwargs, positional_names(self.model))))
         try:
-            with lookups, derivatives() as taken:
+            with lookups, derivatives() as taken, self.ran.watched(self.model):
                 output = self.run(self.args, self.kwargs)
         except JetGraphError:
             raise

@@ -67,6 +67,8 @@ class Traced:
     """Conditions on values, where the model's code chooses by such."""
     device_and_dtype: DeviceAndDtype = dataclasses.field(init=False)
     """Where the weights were in the trace."""
+    devices: frozenset[torch.device] = dataclasses.field(init=False)
+    """All on which they were."""
     meta: bool = dataclasses.field(init=False)
     """The weights were on the `meta` device: structure only, no values."""
     state: Mapping[fx.Node, str] = dataclasses.field(init=False)
@@ -78,6 +80,7 @@ class Traced:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device_and_dtype", device_and_dtype(self.tensors.values()))
+        object.__setattr__(self, "devices", frozenset(tensor.device for tensor in self.tensors.values()))
         object.__setattr__(self, "meta", any(tensor.is_meta for tensor in self.tensors.values()))
         bound = {node: self.bindings[node.name] for node in self.graph.find_nodes(op="placeholder")}
         for kind, is_input in (("state", False), ("inputs", True)):
@@ -253,10 +256,10 @@ class Traced:
             )
         if not _width_fits(value.dtype, node):
             raise InputError(f"input {name!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace")
-        if value.device != next(iter(self.tensors.values()), value).device and (
-            len(devices := {tensor.device for tensor in self.tensors_now().values()}) == 1
-        ):
-            raise InputError(f"input {name!r} is on {value.device}, but the weights are on {devices.pop()}: move it")
+        # Not those of the model now: compiled paths keep their weights.
+        if len(self.devices) == 1 and value.device not in self.devices:
+            (device,) = self.devices
+            raise InputError(f"input {name!r} is on {value.device}, but the weights are on {device}: move it")
         fits = len(shape) == value.dim() and all(
             isinstance(size, str) or size == actual for size, actual in zip(shape, value.shape, strict=True)
         )

@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from jetgraph.errors import StateError
 from jetgraph.export.callables import find
 from jetgraph.export.process import one_at_a_time
+from jetgraph.tracing.code import Call, Change, Code
+from jetgraph.tracing.facts import Asked
 
 DeviceAndDtype = tuple[torch.device | None, torch.dtype | None]
 """Where weights are: their device, and the floating-point type of most of their elements."""
@@ -53,6 +55,8 @@ class Weights(Mapping[str, Tensor]):
     def __init__(self, tensors: Mapping[str, Tensor], owners: Mapping[str, nn.Module]) -> None:
         self._held = dict(tensors)
         self._looks: dict[str, _Look] = {}
+        self.codes: tuple[Code, ...] = ()
+        """Of owners, what their code was in the trace, where that is watched."""
         for prefix, owner in owners.items():
             reference = weakref.ref(owner)
             begin = f"{prefix}." if prefix else ""
@@ -106,6 +110,24 @@ class Weights(Mapping[str, Tensor]):
         """The same tensors, looked up where these owners have them now; what they do not have stays as it is."""
         return Weights(self._held, owners)
 
+    def over(self, tensors: Mapping[str, Tensor], owner: nn.Module) -> Weights:
+        """Those of another model, whose code is watched from now on as that of the owners of these is."""
+        weights = Weights(tensors, {"": owner})
+        if self.codes:
+            weights.watch([owner], self.codes[0].asked, self.codes[0].example)
+        return weights
+
+    def watch(self, owners: Iterable[nn.Module], asked: Asked, example: Call) -> None:
+        """From now on, note what becomes another one in the owners' code; see `jetgraph.tracing.code`."""
+        self.codes = tuple(Code(owner, asked, example) for owner in owners)
+
+    def changes(self) -> list[Change]:
+        """What is not as it was in the owners' code when it was traced."""
+        if not self.codes:
+            return []
+        with one_at_a_time():
+            return [change for code in self.codes for change in code.changes()]
+
     def now(self) -> tuple[dict[str, Tensor], bool]:
         """All tensors, and whether one has another device or type than it had in the trace.
 
@@ -156,6 +178,8 @@ class Weights(Mapping[str, Tensor]):
     def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
         """Copies of the tensors, which belong to the copy of their model where that is being copied too."""
         copied = Weights(copy.deepcopy(dict(self), memo), {})
+        owners = ((code, memo.get(id(code.owner))) for code in self.codes)
+        copied.codes = tuple(code.of(owner) for code, owner in owners if owner is not None)
         for name, look in self._looks.items():
             owner = memo.get(id(look.owner()))
             if owner is not None:
@@ -166,7 +190,7 @@ class Weights(Mapping[str, Tensor]):
         """The same, with what belongs to no owner (constants of the code) on a device."""
         tensors = {name: held if name in self._looks else held.to(device) for name, held in self._held.items()}
         moved = Weights(tensors, {})
-        moved._looks = self._looks
+        moved._looks, moved.codes = self._looks, self.codes
         return moved
 
 

@@ -154,6 +154,54 @@ def test_inputs_of_other_kinds_are_other_keys() -> None:
         assert key_of(model, other) not in (key, None)
 
 
+def _first_mlp(model: Any) -> Any:
+    return model.model.layers[0].mlp
+
+
+CODE: dict[str, Callable[[Any], Any]] = {
+    "an activation": lambda model: setattr(_first_mlp(model), "act_fn", nn.ReLU().eval()),
+    "an ε": lambda model: setattr(model.model.norm, "variance_epsilon", 2 * model.model.norm.variance_epsilon),
+    "a depth": lambda model: setattr(model.config, "num_hidden_layers", 1),
+    "a hook": lambda model: _first_mlp(model).register_forward_hook(lambda module, given, output: 2 * output),
+    "a hook before": lambda model: _first_mlp(model).register_forward_pre_hook(lambda module, given: (2 * given[0],)),
+    "a forward": lambda model: setattr(_first_mlp(model), "forward", lambda x: 2 * x),
+}
+
+
+@pytest.mark.parametrize("change", CODE)
+def test_a_model_of_other_code_has_another_key(change: str) -> None:
+    case = zoo.case("llama")
+    model, inputs = case.build(), case.inputs()
+    before = key_of(model, inputs)
+    CODE[change](model)
+    assert key_of(model, inputs) != before
+
+
+def test_a_kept_trace_is_of_the_code_that_it_was_made_of(traced: list[str]) -> None:
+    """Also of code that changes once it is read."""
+    case = zoo.case("llama")
+    model, inputs = case.build(), case.inputs()
+    kept_trace(model, inputs)
+    graph = kept_trace(model, inputs)
+    model.config.pad_token_id = 1
+    with torch.no_grad():
+        before = graph(**inputs)
+        assert torch.equal(before, model(**inputs).logits)
+        for change in CODE:
+            other = case.build()
+            held = graph.over(other)
+            CODE[change](other)
+            with pytest.raises(jg.StateError, match="since the trace, the model's code has changed"):
+                held(**inputs)
+        CODE["an activation"](model)
+        with pytest.raises(jg.StateError, match="act_fn"):
+            graph(**inputs)
+        changed = kept_trace(model, inputs)(**inputs)
+        assert torch.equal(changed, model(**inputs).logits)
+        assert not torch.equal(changed, before)
+    assert len(traced) == 2
+
+
 def test_what_is_wrong_is_told_as_without_a_cache() -> None:
     case = zoo.case("gpt2")
     model, inputs = case.build(), case.inputs()

@@ -129,6 +129,23 @@ def test_a_graph_follows_its_model(change: Callable[[Model], None], pair: tuple[
     assert torch.equal(branch, model.blocks[0].mlp(model.blocks[0].norm(model.embed(IDS))))
 
 
+def _remove(model: Model) -> None:
+    del model.embed, model.blocks
+
+
+@pytest.mark.parametrize("change", [lambda model: model.to("meta"), _remove], ids=["meta", "gone"])
+def test_compiled_paths_keep_weights_that_the_model_no_longer_has(
+    change: Callable[[Model], Any], pair: tuple[Model, jg.ResidualGraph]
+) -> None:
+    model, graph = pair
+    module = jg.compile(jg.expand(graph, recipe="components"))
+    before = module(IDS).output
+    change(model)
+    assert torch.equal(module(IDS).output, before)
+    with pytest.raises(jg.StateError):
+        graph(IDS)
+
+
 @pytest.mark.parametrize("change", [_reset, _halve], ids=lambda change: change.__name__)
 def test_every_application_follows_the_model(
     change: Callable[[Model], None], pair: tuple[Model, jg.ResidualGraph]
