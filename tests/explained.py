@@ -29,6 +29,13 @@ EXPLAINED = {
             (" and ", " or "),
             "a new total in the place of one that is written over",
         ),
+        ("jets/closed.py", "return torch.copysign(x, -1.0)", ("1.0", "2.0"), "its sign alone is read"),
+        (
+            "jets/closed.py",
+            "def softplus(x: Sequence[Tensor | None], beta: float=1, threshold: float=20) -> Above:",
+            ("20", "21"),
+            "between the two the slope is 1 up to less than a rounding",
+        ),
         (
             "algebra/automaton.py",
             "bits = 0 if order is None else self.incoming[-1].bit_length() + 1",

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import jetgraph as jg
+from tests.jets import test_closed
 from tests.placement import APPLICATIONS, Placed
 from tests.zoo import CASES
 
@@ -118,3 +119,39 @@ def test_jets(dtype: torch.dtype) -> None:
     errors = (found.cpu().double() - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
     bounds = torch.arange(1, 6) * (2 * torch.finfo(dtype).eps + 1e-6)
     assert bool((errors <= bounds).all()), errors
+
+
+@pytest.mark.parametrize(("name", "order", "span"), test_closed.CASES)
+@torch.no_grad()
+def test_closed_forms_of_activations(name: str, order: int, span: tuple[int, ...]) -> None:
+    """Above order 0 against float64 on the CPU, entry by entry."""
+    x = test_closed.series(test_closed.centres(), order, span)
+    found = test_closed.of_rule(name, x.like(x.coefficients.to(DEVICE))).stacked().cpu()
+    exact = test_closed.of_rule(name, x.like(x.coefficients.double())).stacked()
+    known = x.coefficient(0).abs() < 14 if name == "tanh" else slice(None)
+    test_closed.check(found[1:, known].flatten(), exact[1:, known].flatten())
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
+@torch.no_grad()
+def test_jets_of_a_gated_perceptron_called_again(dtype: torch.dtype, order: int) -> None:
+    """As code it gives what it gave before, and what it gives on the CPU up to roundings."""
+    torch.manual_seed(0)
+    gate, up, down = (torch.nn.Linear(*sizes, bias=False).to(dtype) for sizes in ((16, 64), (16, 64), (64, 16)))
+
+    class Perceptron(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.up, self.down = gate, up, down
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(torch.nn.functional.silu(self.gate(x)) * self.up(x))
+
+    module, (x, v) = Perceptron().requires_grad_(False), torch.randn(2, 5, 16).to(dtype)
+    expected = jg.jet(module.double(), x.double(), v.double(), order)
+    module.to(DEVICE, dtype)
+    found = [jg.jet(module, x.to(DEVICE), v.to(DEVICE), order) for _ in range(4)]
+    assert all(torch.equal(each, found[0]) for each in found)
+    errors = (found[0].cpu().double() - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+    assert bool((errors <= torch.arange(1, order + 2) * 2 * torch.finfo(dtype).eps).all()), errors

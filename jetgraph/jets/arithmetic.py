@@ -183,12 +183,9 @@ def _rounded_once(order: int, a: Series, b: Series) -> Series:
     """a · b of one type in half precision. Operators cast what they read and what they write as they go: a product is
     one pass over memory, and a sum of n of them n, of which the last one rounds."""
     start, shape = a.start + b.start, _broadcast(a.shape, b.shape)
-    stop = min(order + 1, a.stop + b.stop - 1)
-    if start >= stop:
-        return Series.constant(torch.zeros_like(a.first * b.first), order)
     left = a.rows()
     right = left if a is b else b.rows()
-    room = a.first.new_empty((stop - start, *shape))
+    room = a.first.new_empty((max(0, min(order + 1, a.stop + b.stop - 1) - start), *shape))
     # Beside it factors are brought to its type, which they are not beside one another.
     zero = torch.zeros((1,) * len(shape), dtype=working_dtype(a.dtype), device=a.device)
     for j, row in enumerate(room.unbind(0), start):

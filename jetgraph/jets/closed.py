@@ -46,7 +46,7 @@ def exp(x: Sequence[Tensor | None]) -> Above:
     centre, first, *others = x
     if others or centre is None or first is None:
         return None
-    return [torch.mul(centre.float().exp_(), first, out=torch.empty_like(first))]
+    return [_product(centre.float().exp_(), first)]
 
 
 def sigmoid(x: Sequence[Tensor | None], times: float = 1.0) -> Above:
@@ -69,19 +69,22 @@ def silu(x: Sequence[Tensor | None]) -> Above:
     centre, first, *others = x
     if centre is None or len(others) > 1:
         return None
-    above = [None if row is None else aten.silu_backward.default(row, centre) for row in (first, *others)]
-    if not others or first is None:
-        return above
-    below = _below_zero(centre)
-    y = below.float().sigmoid_()
-    bend = torch.addcmul(below, below, y, value=-2)
-    half = aten.sigmoid_backward.default(_product(first, first), y)
-    if others[0] is not None:
-        # In float32, for the sum of both is what is rounded.
-        rest = aten.silu_backward.default(others[0].float(), centre)
-        half, bend = rest.add_(half), half.mul_(bend)
-        return [above[0], torch.add(half, bend, alpha=0.5, out=torch.empty_like(first))]
-    return [above[0], torch.addcmul(half, half, bend, value=0.5, out=torch.empty_like(first))]
+    if first is None:
+        return [None, *(None if row is None else aten.silu_backward.default(row, centre) for row in others)]
+    above: list[Tensor | None] = [aten.silu_backward.default(first, centre)]
+    for second in others:
+        below = _below_zero(centre)
+        y = below.float().sigmoid_()
+        bend = torch.addcmul(below, below, y, value=-2)
+        half = aten.sigmoid_backward.default(first, y)
+        half.addcmul_(half, bend, value=0.5)
+        if second is None:
+            above.append(_product(half, first))
+        else:
+            # In float32, for it is the sum of both that is rounded.
+            rest = aten.silu_backward.default(second.float(), centre)
+            above.append(torch.addcmul(rest, half, first, out=torch.empty_like(first)))
+    return above
 
 
 def gelu(x: Sequence[Tensor | None], *, approximate: str = "none") -> Above:
@@ -93,14 +96,10 @@ def gelu(x: Sequence[Tensor | None], *, approximate: str = "none") -> Above:
         return [_gelu_tanh(centre, first)]
     density = _constant(-math.log(math.sqrt(2 * math.pi)), centre).addcmul(centre, centre, value=-0.5).exp_()
     double = torch.mul(centre, _constant(-math.sqrt(0.5), centre)).erfc_().addcmul_(centre, density, value=2)
-    above: list[Tensor | None] = [_rounded_product(double, first, 0.5)]
-    if others:
-        half = _constant(1.0, centre).addcmul(centre, centre, value=-0.5).mul_(density).mul_(first)
-        if others[0] is None:
-            above.append(_rounded_product(half, first))
-        else:
-            out = torch.empty_like(first)
-            above.append(torch.addcmul(half.mul_(first), double, others[0], value=0.5, out=out))
+    above: list[Tensor | None] = [_half_product(_constant(0.0, centre), double, first)]
+    for second in others:
+        bend = density.addcmul(density * centre, centre, value=-0.5).mul_(first)
+        above.append(_product(bend, first) if second is None else _half_product(bend.mul_(first), double, second))
     return above
 
 
@@ -127,13 +126,10 @@ def _constant(value: float, like: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b in float32."""
-    return torch.addcmul(_constant(0.0, a), a, b)
+    """a b, rounded to the type of b."""
+    return torch.mul(a, b, out=torch.empty_like(b))
 
 
-def _rounded_product(wide: Tensor, narrow: Tensor, factor: float = 1.0) -> Tensor:
-    """factor · a b, rounded to the type of the second."""
-    out = torch.empty_like(narrow)
-    if factor == 1:
-        return torch.mul(wide, narrow, out=out)
-    return torch.addcmul(_constant(0.0, narrow), wide, narrow, value=factor, out=out)
+def _half_product(rest: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """rest + a b / 2, rounded to the type of b."""
+    return torch.addcmul(rest, a, b, value=0.5, out=torch.empty_like(b))

@@ -123,6 +123,8 @@ def test_a_product_in_half_precision_is_a_pass_for_each_pair(dtype: torch.dtype)
     # Two factors and a product; two factors and a sum in float32; that, two factors and a sum. And a zero.
     assert moved.bytes == (3 + 4 + 5) * 30 * 40 * dtype.itemsize + 8
     assert found.coefficients.shape == (2, 30, 40)
+    # Nothing is made above the highest order that there is.
+    assert arithmetic.multiply(ORDER, a, b).stop == 3
     with Operators() as operators:
         arithmetic.multiply(1, a, a)
     assert {name: count for name, count in operators.counts.items() if name not in VIEWS} == {"mul": 1, "addcmul": 1}
