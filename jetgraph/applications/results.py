@@ -29,7 +29,7 @@ from jetgraph.files.targets import check_target
 from jetgraph.files.writing import naming, write_atomically, write_text
 from jetgraph.page.building import table_page
 from jetgraph.views.picture import PICTURES
-from jetgraph.views.style import fit, styled
+from jetgraph.views.style import fit, save_figure, styled
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -242,7 +242,7 @@ class Result(ABC):
         target = None if file is None else check_target(file, PICTURES)
         figure = self.drawn(width)
         if target is not None:
-            write_atomically(target, lambda path: styled(figure.savefig)(path, dpi=RESOLUTION, bbox_inches="tight"))
+            styled(save_figure)(figure, target, dpi=RESOLUTION, bbox_inches="tight")
         return figure
 
     def to_dataframe(self) -> pandas.DataFrame:

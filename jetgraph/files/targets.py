@@ -38,7 +38,7 @@ def check_target(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     InputError
         Another suffix.
     FileError
-        A folder that is not there or not writable, or one in the file's place.
+        A folder that is not there or not writable, one in the file's place, or a file that is read-only.
     MissingExtraError
         A library that is not installed.
     """
@@ -69,6 +69,9 @@ def _check_place(target: Path) -> None:
         )
     if is_folder(target):
         raise FileError(f"cannot write {shown(target)}: it is a folder")
+    if target.is_file() and not os.access(target, os.W_OK):
+        # The system lets it be replaced, but who has made it so wants to keep it.
+        raise FileError(f"cannot write {shown(target)}: it is read-only")
     # What is no regular file, such as a pipe, is filled where it is.
     is_special = target.exists() and not target.is_file()
     if not is_special and not os.access(folder, os.W_OK):

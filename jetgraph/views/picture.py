@@ -18,12 +18,11 @@ import networkx as nx
 
 from jetgraph.errors import BudgetError, InputError, MissingExtraError, check
 from jetgraph.files.targets import check_target
-from jetgraph.files.writing import write_atomically
 from jetgraph.layout.colours import BY_KIND, OTHER
 from jetgraph.layout.coordinates import GAP, ROW, XY, box_width, read_way
 from jetgraph.layout.laying_out import is_laid_out, lay_out
 from jetgraph.layout.streams import is_straight
-from jetgraph.views.style import check_width, showing, wrapped
+from jetgraph.views.style import check_width, save_figure, showing, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,7 +103,7 @@ def draw(
     figure = Figure(figsize=(wide / PIXELS, whole / PIXELS))
     _Painter(sheet, figure.add_axes((0, 0, 1, height / whole))).paint(head)
     if path is not None:
-        write_atomically(path, lambda part: figure.savefig(part, dpi=130))
+        save_figure(figure, path, dpi=130)
     return showing(figure)
 
 

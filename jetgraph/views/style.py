@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from jetgraph.errors import InputError
+from jetgraph.files.writing import write_atomically
 from jetgraph.layout.colours import CYCLE
 
 if TYPE_CHECKING:
@@ -86,6 +89,21 @@ def showing(figure: Figure) -> Figure:
 
     figure._repr_png_ = styled(png)  # pyright: ignore[reportAttributeAccessIssue]
     return figure
+
+
+def save_figure(figure: Figure, file: str | os.PathLike[str], **how: Any) -> Path:
+    """Write a figure in the format of the file's suffix, and return the file.
+
+    It is drawn in memory first: on a disk that is full, writers of formats fail once more while they close their files.
+
+    Raises
+    ------
+    FileError
+        The system refuses.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(file).suffix[1:].lower(), **how)
+    return write_atomically(file, lambda path: path.write_bytes(buffer.getvalue()))
 
 
 def fit(figure: Figure, width: float | None = None) -> Figure:

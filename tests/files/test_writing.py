@@ -11,11 +11,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import nn
 
 import jetgraph as jg
+from jetgraph.files.targets import check_target
 from jetgraph.files.writing import parse_json, read_text, write_atomically
+from jetgraph.views.style import save_figure
 
 
 def mode(file: pathlib.Path) -> int:
@@ -131,23 +134,41 @@ def test_a_link_says_the_format(tmp_path: pathlib.Path) -> None:
     assert target.read_text() == "picture"
 
 
-@pytest.mark.parametrize("kind", ["text", "tensors"])
+def _figure() -> Figure:
+    figure = Figure()
+    figure.subplots().set_title("a title")
+    return figure
+
+
+@pytest.mark.parametrize("kind", ["text", "tensors", "png", "svg", "pdf"])
 def test_what_the_system_refuses_is_told_with_the_file(kind: str, tmp_path: pathlib.Path) -> None:
     """A disk that is full, as far as one can have that: the system lets no file grow beyond a limit."""
-    file = tmp_path / "a.safetensors"
+    file = tmp_path / f"a.{kind if len(kind) == 3 else 'safetensors'}"
     file.write_text("old")
-    tensors = {"w": torch.zeros(50_000)}
+    kinds = {
+        "text": lambda file: write_atomically(file, lambda part: part.write_text("x" * 5000)),
+        "tensors": lambda file: write_atomically(file, lambda part: save_file({"w": torch.zeros(50_000)}, part)),
+    }
+    write = kinds.get(kind, lambda file: save_figure(_figure(), file))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(jg.FileError, match=r"^cannot write .*a\.safetensors: .*File too large[^\n]*$"):
-            write_atomically(
-                file, lambda part: part.write_text("x" * 5000) if kind == "text" else save_file(tensors, part)
-            )
+        with pytest.raises(jg.FileError, match=r"^cannot write .*a\.\w+: .*File too large[^\n]*$"):
+            write(file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_is_read_only_is_kept(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system would let a file be replaced in whose folder one may write; root may write to all."""
+    file = tmp_path / "a.csv"
+    file.write_text("old")
+    assert check_target(file, (".csv",)) == file
+    monkeypatch.setattr(os, "access", lambda place, mode: pathlib.Path(place) != file)
+    with pytest.raises(jg.FileError, match=r"^cannot write .*a\.csv: it is read-only$"):
+        check_target(file, (".csv",))
 
 
 @pytest.mark.parametrize(
