@@ -58,8 +58,8 @@ class AttentionPatterns(Result):
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """example, branch, head, position, token, key, read, weight: a row for each weight of at least `LISTED`.
 
-        Padding has none. `read` is the token of the key, where keys are the positions of the stream and no others, such as
-        those of a cache.
+        Padding has none. `read` is the token of the key, where keys are the positions of the stream alone, none of a
+        cache.
         """
         names = ("example", "branch", "head", "position", "token", "key", "read", "weight")
         columns: dict[str, list[Cell]] = {name: [] for name in names}
