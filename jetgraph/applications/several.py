@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
+from torch.utils import _pytree as pytree
 
 from jetgraph.applications.bars import BARS, drawn
 from jetgraph.applications.results import Cell, Result, Table
 from jetgraph.applications.subject import Inputs, Subject, one_by_one
 from jetgraph.errors import InputError, amount, check
+from jetgraph.tracing.calls import named_leaves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -182,15 +184,17 @@ def each_row(subject: Subject, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     if any(sizes[0] in shape[1:] for shape in shapes.values()):
         return [inputs]
     # A mask may have one row for all, so that its rows are of a size of their own; what begins with positions has none.
-    along = [
+    leaves, structure = list(named_leaves((), inputs, ())), pytree.tree_structure(inputs)
+    along = {
         name
-        for name, value in inputs.items()
+        for name, value in leaves
         if _has_rows(value)
         and value.shape[:1] == main.shape[:1]
         and isinstance(first := next(iter(shapes.get(name, ())), None), str)
         and first not in sizes[1:]
-    ]
-    return [inputs | {name: inputs[name][row : row + 1] for name in along} for row in range(len(main))] or [inputs]
+    }
+    cut = [[value[row : row + 1] if name in along else value for name, value in leaves] for row in range(len(main))]
+    return [pytree.tree_unflatten(row, structure) for row in cut] or [inputs]
 
 
 def _has_rows(value: Any) -> bool:

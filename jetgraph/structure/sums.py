@@ -9,6 +9,7 @@ from torch import fx
 
 from jetgraph.algebra.outline import SkipKind
 from jetgraph.jets.registry import nodes_in, readers
+from jetgraph.structure.contractions import SUMS
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.lines import branch_over, without
 from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, multiple_of, packet_of
@@ -75,9 +76,14 @@ def _is_biased(flow: Dataflow, add: fx.Node) -> bool:
     made = [part for part in parts if part in flow]
     if len(parts) != 2 or len(made) != 1 or len(readers(made[0])) != 1:
         return False
+    if any(part not in flow and part.meta.get("shape") == add.meta["shape"] for part in parts):
+        return False
     product = multiple_of(made[0])
-    learned = is_mixing(product) and sum(factor in flow for factor in product.all_input_nodes) == 1
-    return learned and all(part in flow or part.meta.get("shape") != add.meta["shape"] for part in parts)
+    while packet_of(product) in SUMS:  # such as over heads
+        product = multiple_of(next(nodes_in(product.args)))
+    if packet_of(product) is aten.add and is_sum(product):
+        return _is_biased(flow, product)
+    return is_mixing(product) and sum(factor in flow for factor in product.all_input_nodes) == 1
 
 
 def join_over(

@@ -591,6 +591,15 @@ def _by_einsum(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return bias + 0.5 * torch.einsum("bnd,de->bne", h, weight)
 
 
+def _by_heads(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    heads = torch.einsum("bnhd,hde->bnhe", h.unflatten(-1, (2, 3)), weight.unflatten(0, (2, 3)))
+    return heads.sum(2) + bias
+
+
+def _by_two(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return (h @ weight + bias) + bias.sin()
+
+
 def _by_convolution(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (nn.functional.conv1d(h.mT, weight.mT[..., None]) + bias[:, None]).mT
 
@@ -613,7 +622,7 @@ class _Written(nn.Module):
 
 
 @pytest.mark.parametrize("beside", [True, False])
-@pytest.mark.parametrize("layer", [_by_product, _by_einsum, _by_convolution])
+@pytest.mark.parametrize("layer", [_by_product, _by_einsum, _by_heads, _by_two, _by_convolution])
 def test_a_bias_that_is_added_to_a_product_is_that_of_the_layer(
     layer: Callable[[Tensor, Tensor, Tensor], Tensor], beside: bool
 ) -> None:

@@ -58,7 +58,8 @@ class AttentionPatterns(Result):
     def columns(self) -> Mapping[str, Sequence[Cell]]:
         """example, branch, head, position, token, key, read, weight: a row for each weight of at least `LISTED`.
 
-        Padding has none. `read` is the token of the key, where keys are positions of the stream.
+        Padding has none. `read` is the token of the key, where keys are the positions of the stream alone, none of a
+        cache.
         """
         names = ("example", "branch", "head", "position", "token", "key", "read", "weight")
         columns: dict[str, list[Cell]] = {name: [] for name in names}
@@ -69,7 +70,7 @@ class AttentionPatterns(Result):
             for example, head, query, key in told.nonzero().tolist():
                 texts = self.tokens[example] if self.tokens else []
                 token, read = (texts[place] if place < len(texts) else None for place in (query, key))
-                read = None if alias in self.crossing else read
+                read = read if self._square(alias) else None
                 cells = (
                     example,
                     alias,

@@ -8,10 +8,12 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from jetgraph.applications.interventions.network import Network
 from jetgraph.applications.subject import Inputs, Subject, counted_tokens
 from jetgraph.errors import InputError, quoted
+from jetgraph.tracing.calls import named_leaves
 
 Source = Literal["prompt", "mean"]
 """`prompt`: the value on another prompt (resample ablation); `mean`: the mean over the tokens of others (mean
@@ -83,15 +85,26 @@ class Pair:
         if source == "prompt" and isinstance(clean, str) and isinstance(corrupt, list | tuple):
             # One prompt against each of several.
             clean = [clean] * len(corrupt)
-        one, given = (Network(studied.graph, studied.inputs(inputs)) for inputs in (clean, corrupt))
+        own, others = studied.inputs(clean), studied.inputs(corrupt)
         if source == "mean":
+            one, given = Network(studied.graph, own), Network(studied.graph, others)
             return cls(one, given, Mean(one, given), source)
-        _check_shapes(one.inputs, given.inputs)
-        return cls(one, given, given, source)
+        if pytree.tree_structure(own) == pytree.tree_structure(others):
+            own = pytree.tree_map(_as_many, own, others)
+        _check_shapes(dict(named_leaves((), own, ())), dict(named_leaves((), others, ())))
+        given = Network(studied.graph, others)
+        return cls(Network(studied.graph, own), given, given, source)
 
     def differs(self, alias: str) -> bool:
         """A component has another value on the other inputs."""
         return not torch.equal(self.one.value(alias), self.other.value(alias))
+
+
+def _as_many(value: Any, other: Any) -> Any:
+    """One row as often as there are rows that it stands against."""
+    if not isinstance(value, Tensor) or not isinstance(other, Tensor) or not value.dim() or value.shape[0] != 1:
+        return value
+    return value.expand(other.shape) if value.shape[1:] == other.shape[1:] else value
 
 
 def _check_shapes(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:

@@ -208,6 +208,10 @@ def lens(
     out, so early points meet a decoder that was never meant for their scale. An affine decoder makes every lens of
     order 1 or more the output itself.
 
+    In a result of several orders, order 0 is a part of the others, and is taken at the matched length as these are. A
+    norm does not see that, but for its ε: where a point is not long beside √ε, as a small embedding may be, the logit
+    lens itself is that of `order=0` alone.
+
     From order 1 on a lens reads the end of the stream too, through Dν(s h_p)[h_n − s h_p]. Where it agrees with the
     output it so does not tell what h_p already holds. With `scale="none"` it is worse: from an embedding much shorter
     than h_n, order 1 of a norm is close to a multiple of ν(h_n), with the model's top token and a cosine near 1, and a

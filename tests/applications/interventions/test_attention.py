@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -135,6 +135,53 @@ def test_keys_of_something_else_are_not_called_as_tokens() -> None:
     told = {*zip(columns["branch"], columns["key"], columns["read"], strict=True)}
     own = {("L0.attn", 0, "#3"), ("L0.attn", 1, "#1"), ("L0.attn", 2, "#4")}
     assert told == own | {(alias, key, None) for alias in ("L1.attn", "L2.attn") for key in range(3)}
+
+
+class Remembering(nn.Module):
+    """Reads keys that are there already beside those of its tokens: learned ones, or those of a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.query, self.key, self.value, self.out = (nn.Linear(4, 4) for _ in range(4))
+        self.learned = nn.Parameter(torch.randn(1, 2, 4))
+
+    def forward(self, ids: Tensor, past: Mapping[str, Tensor] | None = None) -> Tensor:
+        h = self.embed(ids)
+        learned = self.learned.expand(ids.shape[0], -1, -1)
+        keys, values = (learned, learned) if past is None else (past["keys"], past["values"])
+        keys, values = torch.cat([keys, self.key(h)], 1), torch.cat([values, self.value(h)], 1)
+        pattern = (self.query(h) @ keys.mT / 2).softmax(-1)
+        return self.head(h + self.out(pattern @ values))
+
+
+@pytest.mark.parametrize("past", [True, False])
+def test_keys_that_are_there_already_are_not_called_as_tokens(past: bool) -> None:
+    inputs: dict[str, Any] = {"ids": torch.tensor([[3, 1, 4], [1, 5, 2]])}
+    if past:
+        inputs["past"] = {"keys": torch.randn(2, 2, 4), "values": torch.randn(2, 2, 4)}
+    columns = jg.attention_patterns(jg.trace(Remembering().eval(), inputs=inputs), inputs).columns()
+    assert set(columns["key"]) == set(range(5))
+    assert set(columns["read"]) == {None}
+    assert set(columns["token"]) == {"#3", "#1", "#4", "#5", "#2"}
+
+
+def test_inputs_in_containers_have_rows_too() -> None:
+    """Each row is attributed as it is alone, with its own part of what a container holds."""
+    model = Remembering().eval()
+    ids, past = torch.tensor([[3, 1, 4], [1, 5, 2]]), {"keys": torch.randn(2, 2, 4), "values": torch.randn(2, 2, 4)}
+    graph = jg.trace(model, ids, past)
+    several = jg.attribute(graph, {"ids": ids, "past": past}, target=2)
+    assert len(several.each) == 2
+    for row, one in enumerate(several.each):
+        own = {"ids": ids[row : row + 1], "past": {name: value[row : row + 1] for name, value in past.items()}}
+        alone = jg.attribute(graph, own, target=2)
+        assert [node.flow for node in one.nodes] == pytest.approx([node.flow for node in alone.nodes])
+        with torch.no_grad():
+            logits = model(**own)[0, -1]
+        assert one.output == pytest.approx(float(logits[2] - logits.mean()), abs=1e-5)
+    ranked = jg.rank(graph, {"ids": ids, "past": past}, target=2)
+    assert len(ranked.each) == 2
 
 
 @pytest.mark.parametrize("way", ["einsum", "written out", "fused", "one dimension", "apart"])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import jetgraph as jg
 from jetgraph.applications.interventions import patch
@@ -281,6 +282,43 @@ class Laid(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         return self.head(x.permute([self.order.index(dim) for dim in range(3)]))
+
+
+@pytest.mark.parametrize("kind", ["ids", "names", "containers"])
+def test_one_row_against_each_of_several_rows(kind: str) -> None:
+    class Beside(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mlp, self.head = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 9)
+
+        def forward(self, ids: Tensor, beside: dict[str, Tensor] | None = None) -> Tensor:
+            h = self.embed(ids)
+            h = h if beside is None else h + beside["moved"]
+            return self.head(h + torch.tanh(self.mlp(h)))
+
+    def given(rows: int) -> Any:
+        ids = torch.randint(0, 9, (rows, 3))
+        beside = {"beside": {"moved": torch.randn(rows, 3, 4)}} if kind == "containers" else {}
+        return ids if kind == "ids" else {"ids": ids, **beside}
+
+    def row(inputs: Any, at: int) -> Any:
+        return pytree.tree_map(lambda value: value[at : at + 1], inputs)
+
+    torch.manual_seed(0)
+    clean, others = given(1), given(4)
+    graph = jg.trace(Beside().eval(), inputs=clean if isinstance(clean, dict) else {"ids": clean})
+    found = jg.patch(graph, clean, others, target=2)
+    removed = jg.ablate(graph, "L0.mlp > logits", clean, corrupt=others, target=2)
+    for at in range(4):
+        alone = jg.patch(graph, clean, row(others, at), target=2)
+        torch.testing.assert_close(found.totals[:, at], alone.totals[:, 0], equal_nan=True, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            found.effects[:, :, at], alone.effects[:, :, 0], equal_nan=True, atol=1e-5, rtol=1e-5
+        )
+        one = jg.ablate(graph, "L0.mlp > logits", clean, corrupt=row(others, at), target=2)
+        assert removed.effects[at].actual.logit == pytest.approx(one.effects[0].actual.logit, abs=1e-5)
+    with pytest.raises(jg.InputError, match="equally many tokens"):
+        jg.patch(graph, clean, pytree.tree_map(lambda value: value[:, :2], others), target=2)
 
 
 @pytest.mark.parametrize(
