@@ -9,6 +9,7 @@ from torch import fx
 
 from jetgraph.export.inner_products import sums
 from jetgraph.jets.registry import bind
+from jetgraph.structure.conditions import is_given
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.dimensions import follow
 from jetgraph.structure.images import (
@@ -20,8 +21,9 @@ from jetgraph.structure.images import (
     is_of_several,
     same_size,
 )
-from jetgraph.structure.lines import Found, branch_over, depending, is_given, line_to, weighing
+from jetgraph.structure.lines import Found, branch_over, depending, line_to
 from jetgraph.structure.operators import aten, mixes, packet_of
+from jetgraph.structure.readings import weighing
 from jetgraph.structure.regions import Join
 from jetgraph.structure.sums import KEEPING, Sum, flattened, gated_over, join_over
 

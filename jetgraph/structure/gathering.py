@@ -18,9 +18,9 @@ from torch import fx
 
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.lines import behind
 from jetgraph.structure.operators import aten, is_float_tensor, packet_of
 from jetgraph.structure.pieces import Pieces, cleaned, copy_of, lying
+from jetgraph.structure.readings import behind
 from jetgraph.structure.regions import Join
 from jetgraph.structure.streams import Way, main_way, reads_beside
 from jetgraph.structure.sums import Sum, bare, flattened

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
 from torch import fx
 
 from jetgraph.jets.registry import nodes_in, readers
+from jetgraph.structure.conditions import is_given
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.gated import (
     from_before_gate,
@@ -26,23 +26,9 @@ from jetgraph.structure.gated import (
     with_projection_held,
 )
 from jetgraph.structure.images import affine_history, affine_past, fills, keeps_channels, same_size, widest
-from jetgraph.structure.lines import (
-    Found,
-    along,
-    depending,
-    gate,
-    is_beside,
-    is_earlier,
-    is_given,
-    is_made_by,
-    is_point,
-    latest,
-    leads_only_to,
-    preference,
-)
+from jetgraph.structure.lines import Found, depending, gate, is_earlier, is_made_by, is_point, leads_only_to, preference
+from jetgraph.structure.long_skips import along, is_beside, latest
 from jetgraph.structure.operators import (
-    IDENTITY,
-    SCALES,
     SOFTMAX,
     aten,
     is_float_tensor,
@@ -53,6 +39,7 @@ from jetgraph.structure.operators import (
 )
 from jetgraph.structure.places import bounds, reads_elsewhere
 from jetgraph.structure.regions import Join, Region
+from jetgraph.structure.steering import GATES, is_weighed_up, only_steers
 from jetgraph.structure.sums import KEEPING, Sum, flattened, gated_over, is_sum, join_over
 from jetgraph.structure.unskipped import behind_points, beside_line, points_passed, without_skip
 
@@ -139,7 +126,7 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     operands = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
     added = [elsewhere.get(node, node) for node in operands]
     given = any(not any(_holds(other, node) or _starts(other, join, node) for node in added) for other in inside)
-    steers = bool(holders) and (only_steers(join.node, SOFTMAX | _GATES) or _is_weighed_up(join.node))
+    steers = bool(holders) and (only_steers(join.node, SOFTMAX | GATES) or is_weighed_up(join.node))
     # A norm of the stream beside another point, for a layer of the branch to read, is nothing that a stream goes on in;
     # the norm of a line inside the branch is, as where a level comes back from below.
     nothing = join.kind == "none" and not any(mixes(node) for each in join.branches for node in each.region.nodes)
@@ -159,59 +146,6 @@ def _lays_made(flow: Dataflow, join: Join, other: Join) -> bool:
         return False
     read = [operand for operand in join.operands if operand in flow and flow.depends(operand, other.fork)]
     return bool(read) and all(node is not other.fork for operand in read for node, _ in affine_history(flow, operand))
-
-
-_GATES = {aten.sigmoid, aten.hardsigmoid}
-
-
-def only_steers(node: fx.Node, by: Collection[Any] = frozenset(SOFTMAX)) -> bool:
-    """Every way from a node, through layout, factors, masks, activations and further sums, ends at one of these, or at
-    a softmax that is written out, e / Σ e, be it over the neighbours of a node.
-    """
-    seen, stack = {node}, [node]
-    while stack:
-        for user in readers(stack.pop()):
-            packet = packet_of(user)
-            if packet in by or user in seen or _is_weight(user):
-                continue
-            if packet not in IDENTITY | SCALES | _MASKING:
-                return False
-            seen.add(user)
-            stack.append(user)
-    return True
-
-
-def _is_weight(node: fx.Node) -> bool:
-    """The exponential that a softmax which is written out divides by a sum of it."""
-    return packet_of(node) is aten.exp and any(
-        packet_of(user) is aten.div and user.args[0] is node for user in readers(node)
-    )
-
-
-def _is_weighed_up(node: fx.Node) -> bool:
-    """All that reads a value is one layer whose outputs are gates: how stream and branch are mixed is made of both,
-    side by side, or of their difference.
-    """
-    stack, layers = [node], set[fx.Node]()
-    while stack:
-        for user in readers(stack.pop()):
-            if packet_of(user) in _LAYERS:
-                layers.add(user)
-            elif packet_of(user) in IDENTITY | {aten.cat}:
-                stack.append(user)
-            else:
-                return False
-    return bool(layers) and all(only_steers(layer, _GATES) for layer in layers)
-
-
-_LAYERS = {aten.linear, aten.addmm, aten.mm}
-
-
-_MASKING = {
-    aten.add, aten.masked_fill, aten.where, aten.clamp, aten.slice, aten.leaky_relu, aten.leaky_relu_, aten.tanh,
-    aten.amax, aten.scatter_reduce, aten.scatter_reduce_, aten.index_select, aten.index,
-}  # fmt: skip
-"""What scores pass on their way to a softmax: masks, activations, and the largest of them, which is taken away."""
 
 
 def _holds(join: Join, node: fx.Node) -> bool:

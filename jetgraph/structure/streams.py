@@ -21,9 +21,10 @@ from jetgraph.structure.ends import adds_positions, encoder
 from jetgraph.structure.images import as_many, image_kind
 from jetgraph.structure.kinds import map_kind
 from jetgraph.structure.labels import Labels, Numbers
-from jetgraph.structure.lines import branch_over, gate, gates, read_each
+from jetgraph.structure.lines import branch_over, gate, gates
 from jetgraph.structure.naming import Uniquely, common_path
 from jetgraph.structure.operators import LAYOUT, mixes, packet_of
+from jetgraph.structure.readings import read_each
 from jetgraph.structure.regions import Branch, Encoder, Join, JoinStage, MapStage, Region, Stage, Stream
 
 

@@ -9,21 +9,13 @@ from collections.abc import Sequence
 from torch import fx
 
 from jetgraph.jets.registry import is_affine
+from jetgraph.structure.conditions import is_given_without_skip
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import affine_past, held_image, same_size
-from jetgraph.structure.lines import (
-    Found,
-    along,
-    behind,
-    end_read,
-    gate,
-    is_given_without_skip,
-    is_point,
-    line_to,
-    point_above,
-    reading,
-)
+from jetgraph.structure.lines import Found, gate, is_point, line_to, point_above
+from jetgraph.structure.long_skips import along, end_read
 from jetgraph.structure.operators import aten, mixes, packet_of
+from jetgraph.structure.readings import behind, reading
 from jetgraph.structure.regions import Join
 from jetgraph.structure.sums import KEEPING, Sum, bare, flattened, flowing_operands, is_sum, join_over
 

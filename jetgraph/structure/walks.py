@@ -16,10 +16,10 @@ from torch import fx
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.images import held_image
-from jetgraph.structure.joins import only_steers
 from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes, packet_of
 from jetgraph.structure.pieces import lying
 from jetgraph.structure.regions import Join
+from jetgraph.structure.steering import only_steers
 from jetgraph.structure.sums import flattened, is_whole_sum
 
 Cuts = Mapping[fx.Node, tuple[fx.Node, ...]]

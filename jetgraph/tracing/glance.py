@@ -9,6 +9,7 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -32,39 +33,55 @@ from jetgraph.tracing.facts import (
 
 _Still = Callable[[Any], bool]
 """Whether an object is like the one that stood in its place."""
-_Held = tuple[int, Callable[[Any], Any], tuple[Any, ...], Callable[[Any], Any], list[_Still]]
-"""How many names a dict has; what takes values of some, which are plain, and these; what takes others, and what looks
-at each."""
+_Get = Callable[[Any], tuple[Any, ...]]
+_DICT, _CODE = attrgetter("__dict__"), attrgetter("__code__")
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """What a dict held: how many names, the plain values of some, and what looks at the values of others."""
+
+    number: int
+    get: _Get
+    values: tuple[Any, ...]
+    others: dict[str, _Still]
 
 
 class Glance:
     """What a model held. Plain values are kept, and classes; nothing else is kept alive."""
 
     def __init__(self, model: nn.Module, asked: Asked) -> None:
-        self._rows: list[tuple[int, str, type, list[tuple[str, list[Any]]], _Held]] = []
-        """Of each module, whose submodule it is and under which name; and what it held."""
         self._asked = asked
         self._known: dict[int, tuple[Any, _Still]] = {}
         self._seen: set[tuple[int, int]] = set()
         """Objects that have been looked at in this glance, and by what."""
-        kinds: dict[type, None] = {}
-        stack: list[tuple[nn.Module, int, str]] = [(model, -1, "")]
-        while stack:
-            module, above, name = stack.pop()
-            stack += [(child, len(self._rows), key) for key, child in module._modules.items() if child is not None]
-            kinds[kind_of(module)] = None
+        modules, self._routes = [model], list[tuple[int, str]]()
+        for above, module in enumerate(modules):
+            below = [(name, child) for name, child in module._modules.items() if child is not None]
+            modules += [child for _, child in below]
+            self._routes += [(above, name) for name, _ in below]
+        self._types, self._full = [*map(type, modules)], list[tuple[int, str, list[Any]]]()
+        held = list[_Held]()
+        for at, module in enumerate(modules):
             own = vars(module)
             # Almost all modules have no hooks, and most have no submodules, which is told with their values.
-            empty = [held for held in (*HOOKS, "_modules") if not own[held]]
-            full = [(held, [*own[held]]) for held in (*HOOKS, "_modules") if own[held]]
-            self._rows.append((above, name, type(module), full, self._held(own, [*names_of(module, asked), *empty])))
+            empty = [name for name in (*HOOKS, "_modules") if not own[name]]
+            self._full += [(at, name, [*own[name]]) for name in (*HOOKS, "_modules") if own[name]]
+            held.append(self._held(own, [*names_of(module, asked), *empty]))
+        self._numbers, self._get = [one.number for one in held], [one.get for one in held]
+        self._values = [one.values for one in held]
+        others = [(at, name, still) for at, one in enumerate(held) for name, still in one.others.items()]
+        # Those of one config one after the other.
+        self._others = sorted(others, key=lambda other: id(other[2]))
         self._known.clear()
-        self._members = [(kind, _members(kind, names)) for kind in kinds if (names := members(kind, asked))]
-        self._members += [
-            (module, _members(module, [*names]))
-            for file, names in asked.functions.items()
-            if (module := sys.modules.get(file)) is not None
-        ]
+        kinds: dict[Any, list[str]] = {kind: members(kind, asked) for kind in dict.fromkeys(map(kind_of, modules))}
+        files = {file: [*names] for file, names in asked.functions.items() if file in sys.modules}
+        holders = [*kinds.items(), *((sys.modules[file], names) for file, names in files.items())]
+        self._holders = [(holder, _attributes(names)) for holder, names in holders if names]
+        self._members = [get(holder) for holder, get in self._holders]
+        functions = (value for values in self._members for value in values)
+        self._functions = [value for value in functions if isinstance(value, types.FunctionType)]
+        self._codes = [*map(_CODE, self._functions)]
         self._hooks = _global_hooks()
 
     def still(self, model: nn.Module) -> bool:
@@ -73,43 +90,48 @@ class Glance:
         try:
             return (
                 self._modules_still(model)
+                and [get(holder) for holder, get in self._holders] == self._members
+                and [*map(_CODE, self._functions)] == self._codes
                 and _global_hooks() == self._hooks
-                and all(still(holder) for holder, still in self._members)
             )
         except Exception:  # whatever comes of comparing what a user has put there
             return False
 
     def _modules_still(self, model: nn.Module) -> bool:
-        # One loop, with few calls: it is run before all that a graph computes.
-        below: list[Any] = []
-        for above, name, kind, full, (number, get, values, get_others, others) in self._rows:
-            module = model if above < 0 else below[above][name]
-            own = module.__dict__
-            if type(module) is not kind or len(own) != number or get(own) != values:
+        # Few calls, all modules together: it is run before all that a graph computes.
+        modules: list[Any] = [model]
+        for above, name in self._routes:
+            modules.append(modules[above]._modules[name])
+        own = [*map(_DICT, modules)]
+        if [*map(type, modules)] != self._types or [*map(len, own)] != self._numbers:
+            return False
+        if [get(one) for get, one in zip(self._get, own, strict=True)] != self._values:
+            return False
+        for at, name, keys in self._full:
+            # The number of a hook is given once.
+            if [*own[at][name]] != keys:
                 return False
-            for held, keys in full:
-                # The number of a hook is given once.
-                if [*own[held]] != keys:
+        last = None, None
+        for at, name, still in self._others:
+            value = own[at][name]
+            if value is not last[0] or still is not last[1]:
+                if not self._still_one(value, still):
                     return False
-            if others and not self._others_still(get_others(own), others):
-                return False
-            below.append(own["_modules"])
+                last = value, still
         return True
 
-    def _others_still(self, values: tuple[Any, ...], others: list[_Still]) -> bool:
-        for value, still in zip(values, others, strict=True):
-            if (both := (id(value), id(still))) not in self._seen:
-                self._seen.add(both)
-                if not still(value):
-                    return False
-        return True
+    def _still_one(self, value: Any, still: _Still) -> bool:
+        if (both := (id(value), id(still))) in self._seen:
+            return True
+        self._seen.add(both)
+        return still(value)
 
     def _held(self, own: Mapping[str, Any], names: list[str]) -> _Held:
         rest = [name for name in names if not isinstance(own[name], FOLLOWED)]
         plain = [name for name in rest if _is_plain(own[name], 0)]
         others = [name for name in rest if name not in plain]
         values = tuple(_copied(own[name]) for name in plain)
-        return len(own), _getter(plain), values, _getter(others), [self._still(own[name]) for name in others]
+        return _Held(len(own), _items(plain), values, {name: self._still(own[name]) for name in others})
 
     def _still(self, value: Any) -> _Still:
         """What looks at an object that is no plain value, such as a config."""
@@ -130,16 +152,13 @@ class Glance:
         own, kind = getattr(value, "__dict__", None), type(value)
         if not isinstance(own, dict) or isinstance(value, (*_CONTAINERS, types.MethodType)):
             return _never
-        number, get, values, get_others, others = self._held(own, [name for name in own if name in self._asked])
+        held = self._held(own, [name for name in own if name in self._asked])
 
         def still(other: Any) -> bool:
-            held = other.__dict__
-            return (
-                type(other) is kind
-                and len(held) == number
-                and get(held) == values
-                and (not others or self._others_still(get_others(held), others))
-            )
+            now = other.__dict__
+            if type(other) is not kind or len(now) != held.number or held.get(now) != held.values:
+                return False
+            return all(self._still_one(now[name], still) for name, still in held.others.items())
 
         return still
 
@@ -152,23 +171,21 @@ def _never(_: Any) -> bool:
     return False
 
 
-def _members(holder: Any, names: list[str]) -> _Still:
-    """What looks at a class, or a module of Python's: it has the same values, and functions of the same code."""
-    get: Any = attrgetter(*names) if len(names) > 1 else lambda holder: (getattr(holder, names[0]),)
-    values = get(holder)
-    functions = [value for value in values if isinstance(value, types.FunctionType)]
-    codes = [function.__code__ for function in functions]
-    return lambda holder: get(holder) == values and [function.__code__ for function in functions] == codes
-
-
 def _global_hooks() -> list[int]:
     return [number for name in GLOBAL_HOOKS for number in vars(of_modules)[name]]
 
 
-def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+def _items(names: list[str]) -> _Get:
+    """What takes some values of a dict."""
     if len(names) > 1:
         return itemgetter(*names)
     return (lambda own: (own[names[0]],)) if names else (lambda own: ())
+
+
+def _attributes(names: list[str]) -> _Get:
+    """What takes some attributes of an object."""
+    get: Any = attrgetter(*names)
+    return get if len(names) > 1 else (lambda holder: (get(holder),))
 
 
 def _is_plain(value: Any, depth: int) -> bool:
