@@ -68,7 +68,7 @@ class Traced:
     device_and_dtype: DeviceAndDtype = dataclasses.field(init=False)
     """Where the weights were in the trace."""
     devices: frozenset[torch.device] = dataclasses.field(init=False)
-    """All on which they were."""
+    """All on which they were; compiled paths keep them there, wherever the model's are now."""
     meta: bool = dataclasses.field(init=False)
     """The weights were on the `meta` device: structure only, no values."""
     state: Mapping[fx.Node, str] = dataclasses.field(init=False)
@@ -256,7 +256,6 @@ class Traced:
             )
         if not _width_fits(value.dtype, node):
             raise InputError(f"input {name!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace")
-        # Not those of the model now: compiled paths keep their weights.
         if len(self.devices) == 1 and value.device not in self.devices:
             (device,) = self.devices
             raise InputError(f"input {name!r} is on {value.device}, but the weights are on {device}: move it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import sys
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -275,6 +276,19 @@ def test_what_changes_nothing_passes(change: str, pair: tuple[Net, jg.ResidualGr
         assert torch.allclose(found, net.eval()(X), rtol=0, atol=1e-6)
         if change in ("a hook on gradients", "a parametrization", "a normed weight", "compiling", "accelerate"):
             break
+
+
+def test_a_file_that_is_unloaded_has_not_changed(
+    pair: tuple[Net, jg.ResidualGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, graph = pair
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, __name__)
+        assert torch.equal(graph(X), net(X))
+        # Looked at in full.
+        net.more = 1
+        assert torch.equal(graph(X), net(X))
+    assert torch.equal(graph(X), net(X))
 
 
 def test_operators_can_be_counted(pair: tuple[Net, jg.ResidualGraph]) -> None:
