@@ -66,7 +66,7 @@ def check_memory(memory: int | None) -> None:
         raise InputError(f"memory is a number of bytes, not {memory}")
 
 
-OFTEN = 1.0
+OFTEN = 0.3
 """Seconds from one time that memory is given back to the next."""
 
 _given_back = [0.0]

@@ -34,7 +34,7 @@ from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import OTHER
 from jetgraph.running.copies import Change as Replacing
-from jetgraph.running.memory import check_memory, suited
+from jetgraph.running.memory import check_memory, give_back, suited
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ Each = TypeVar("Each")
 PATH_BUDGET = 10_000
 """How many paths are ablated one by one."""
 
-WORKED_ON = 2**24
+WORKED_ON = 2**22
 """Bytes of logits in float64 that are taken off the output or measured at once, beside those that are returned."""
 
 WORKED_ON_LAUNCHED = 2**28
@@ -304,7 +304,7 @@ def ablate(
     split
         Branches to cut first, as in `jetgraph.expand`; `heads` to scan attention heads.
     memory
-        Bytes that ablations which go through the network side by side may take; unless given 32 MiB on a CPU, and a
+        Bytes that ablations which go through the network side by side may take; unless given 16 MiB on a CPU, and a
         quarter of what is free on an accelerator. Where elements of a batch see each other, or the trace holds their
         number, they go one by one.
 
@@ -355,20 +355,15 @@ def ablate(
     network = Network(subject.graph, subject.inputs(inputs)) if pair is None else pair.one
     readout = Readout.of(network, position, target, subject.tokenizer)
     passed = {path: _passed(expansion, path, network.steps) for path in chosen}
+    texts, source = readout.texts(network), None if pair is None else pair.source
     if pair is None:
         outputs = _scaled(expansion, passed, network, readout, scale, memory)
     else:
         outputs = _exchanged(pair, passed, readout, memory)
-    return Ablation(
-        subject.graph.title,
-        scale,
-        readout.name,
-        tuple(_effects(outputs, readout)),
-        readout.clean,
-        outputs,
-        None if pair is None else pair.source,
-        readout.texts(network),
-    )
+    # What passes keep is let go of before their outputs are measured.
+    del network, pair
+    effects = tuple(_effects(outputs, readout))
+    return Ablation(subject.graph.title, scale, readout.name, effects, readout.clean, outputs, source, texts)
 
 
 Passed = Mapping[Path, tuple[str, ...]]
@@ -496,7 +491,9 @@ def _portions(several: Sequence[Each], readout: Readout) -> Iterator[Sequence[Ea
     """As many at once as their logits in float64 are worked on together."""
     most = suited(readout.clean.device, cpu=WORKED_ON, accelerator=WORKED_ON_LAUNCHED)
     size = max(1, most // (8 * max(1, readout.clean.numel())))
-    return (several[start : start + size] for start in range(0, len(several), size))
+    for start in range(0, len(several), size):
+        give_back(readout.clean.device)
+        yield several[start : start + size]
 
 
 def _largest(logits: Tensor) -> Tensor:
