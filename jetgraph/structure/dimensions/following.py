@@ -37,6 +37,8 @@ class Dimensions:
         abreast: Iterable[fx.Node] = (),
     ) -> None:
         self._layouts = layouts
+        self._known: dict[frozenset[Factor], frozenset[Factor]] = {}
+        """Each set once: along a stream most nodes have mixed what those before them have."""
         self.start = Layout(tuple(map(self.fresh, start.meta["shape"])))
         self._found: dict[fx.Node, Layouts] = {start: self.start}
         for node in abreast:
@@ -88,7 +90,9 @@ class Dimensions:
         def completed(layout: Layout) -> Layout:
             seen = layout.present
             twice = {factor for factor in seen if seen.count(factor) > 1} if len(set(seen)) < len(seen) else set()
-            return replace(layout, mixed=layout.mixed | mixed | twice, tied=layout.tied | tied)
+            all_mixed, all_tied = layout.mixed | mixed | twice, layout.tied | tied
+            known = self._known.setdefault
+            return replace(layout, mixed=known(all_mixed, all_mixed), tied=known(all_tied, all_tied))
 
         return [completed(layout) for layout in layouts] if isinstance(layouts, list) else completed(layouts)
 
