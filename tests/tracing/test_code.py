@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -97,17 +96,29 @@ class Ten(nn.GELU):
         return 10 * x
 
 
-class Mine(ModelHook):
-    def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
-        return 2 * output
-
-
 def _twice(module: nn.Module, given: Any, output: Tensor) -> Tensor:
     return 2 * output
 
 
 def _first(net: Net) -> Any:
     return net.blocks[0]
+
+
+def _hooked(net: Net) -> None:
+    """By accelerate's means, which puts a `forward` in the place of the module's."""
+    hooks = pytest.importorskip("accelerate.hooks")
+
+    class Mine(hooks.ModelHook):
+        def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
+            return 2 * output
+
+    hooks.add_hook_to_module(_first(net), Mine())
+
+
+def _aligned(net: Net) -> None:
+    """As accelerate does of a model that it has laid on devices."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    hooks.add_hook_to_module(_first(net), hooks.AlignDevicesHook("cpu"))
 
 
 CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
@@ -136,7 +147,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda net: setattr(_first(net), "forward", MethodType(lambda self, x: 2 * x, _first(net))),
         "forward of module 'blocks.0' (Block): nothing in the trace",
     ),
-    "a hook of accelerate's kind": (lambda net: add_hook_to_module(_first(net), Mine()), "Mine now"),
+    "a hook of accelerate's kind": (_hooked, "Mine now"),
     "a block more": (lambda net: net.blocks.append(Block(net.config).eval()), "of module 'blocks' (ModuleList)"),
     "a block before": (
         lambda net: setattr(net, "blocks", nn.ModuleList([nn.Identity(), *net.blocks]).eval()),
@@ -158,8 +169,16 @@ def test_a_graph_refuses_to_replay_what_the_code_no_longer_does(
                 lambda: jg.ablate(graph, "L0 > *", X)):  # fmt: skip
         with pytest.raises(jg.StateError, match=re.escape(CHANGES[change][1])):
             use()
+
+
+def test_a_graph_that_is_traced_again_computes_what_the_code_does_now(pair: tuple[Net, jg.ResidualGraph]) -> None:
+    net, graph = pair
+    for change in ("an activation", "a tuple", "a hook", "a block more"):
+        CHANGES[change][0](net)
     again = jg.trace(net, X)
     assert torch.allclose(again(X), net(X), atol=1e-6)
+    with pytest.raises(jg.StateError):
+        graph(X)
 
 
 def test_compiled_paths_keep_the_code_that_they_were_compiled_with(pair: tuple[Net, jg.ResidualGraph]) -> None:
@@ -248,7 +267,7 @@ HARMLESS: dict[str, Callable[[Any], Any]] = {
     "a type": lambda net: net.double().float(),
     "a hook on gradients": lambda net: net.blocks[0].register_full_backward_hook(lambda *_: None),
     "a hook on state": lambda net: net.register_state_dict_post_hook(lambda *_: None),
-    "accelerate": lambda net: add_hook_to_module(net.blocks[0], AlignDevicesHook("cpu")),
+    "accelerate": _aligned,
     "compiling": _compile,
     "other weights": lambda net: net.load_state_dict({name: 2 * each for name, each in net.state_dict().items()}),
     "other tensors": lambda net: net.load_state_dict(copy.deepcopy(Net().state_dict()), assign=True),
