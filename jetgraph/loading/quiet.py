@@ -17,7 +17,7 @@ SHORT = 40
 """Characters of a line that says too little by itself."""
 
 
-ALLOWED = "--trust-remote-code on the command line, trust_remote_code=True from Python"
+_ALLOWED = "--trust-remote-code on the command line, trust_remote_code=True from Python"
 """How the code that comes with a checkpoint is allowed to run."""
 
 
@@ -42,27 +42,22 @@ def one_line(name: str, found: Callable[[], str] = str) -> Iterator[None]:
     except JetGraphError:
         raise
     except Exception as error:
-        if told := own_code(quoted(name), error):
-            raise LoadError(told) from error
-        if told := found():
+        if told := own_code(error) or found():
             raise LoadError(f"cannot load {quoted(name)}: {told}") from error
         raise LoadError(f"cannot load {quoted(name)}: {first_sentence(error)}") from error
 
 
-def own_code(name: str, error: BaseException) -> str:
+def own_code(error: BaseException) -> str:
     """What is said where code of a checkpoint's own would have to run; nothing of another error.
 
     transformers names the argument that allows it.
 
-    >>> own_code("org/name", ValueError("… Please pass the argument `trust_remote_code=True` to …")).split(":")[0]
-    'cannot load org/name'
+    >>> own_code(ValueError("… Please pass the argument `trust_remote_code=True` to …")).split(",")[0]
+    'it comes with custom code'
     """
     if "trust_remote_code" not in str(error):
         return ""
-    return (
-        f"cannot load {name}: it comes with custom code, which is not run unasked. Read it, and where you trust it, "
-        f"allow it: {ALLOWED}"
-    )
+    return f"it comes with custom code, which is not run unasked. Read it, and where you trust it, allow it: {_ALLOWED}"
 
 
 def first_sentence(error: BaseException) -> str:

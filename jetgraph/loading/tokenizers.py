@@ -8,7 +8,7 @@ from typing import Any
 
 from jetgraph.errors import LoadError, quoted
 from jetgraph.files.writing import is_folder
-from jetgraph.loading.quiet import ALLOWED, first_sentence, quiet
+from jetgraph.loading.quiet import first_sentence, own_code, quiet
 from jetgraph.loading.request import Options
 from jetgraph.prompts import check_tokenizer
 
@@ -64,7 +64,5 @@ def unread(location: str, trusted: bool) -> str:
     try:
         _loaded(location, {"trust_remote_code": trusted})
     except Exception as error:
-        if "trust_remote_code" in str(error):
-            return f"it comes with custom code, which is not run unasked: {ALLOWED}"
-        return first_sentence(error)
+        return own_code(error) or first_sentence(error)
     return ""
