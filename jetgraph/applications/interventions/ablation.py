@@ -403,17 +403,19 @@ def _scaled(
 
     through = _through([*passed.values(), joint], network, readout, lambda alias: scaled, memory)
     outputs: dict[str, Outputs] = {}
-    removed = torch.zeros_like(readout.clean, dtype=torch.float64)
+    clean = readout.clean.double()
+    removed, direct = torch.zeros_like(clean), _block(len(paths), clean)
     values = compile(expansion, paths, budget=len(paths)).at(readout.places, **network.inputs)
-    for some in _portions(paths, readout):
-        shares = values.each(some).view(len(some), *readout.clean.shape).double().mul_(1 - scale)
+    for some, shares in zip(_portions(paths, readout), _portions(direct, readout), strict=True):
+        shares.copy_(values.each(some).view(shares.shape)).mul_(1 - scale)
         for path, share in zip(some, shares, strict=True):
             if passed[path]:
                 removed += share
-        for path, direct in zip(some, torch.sub(readout.clean.double(), shares, out=shares), strict=True):
-            outputs[str(path)] = Outputs(direct, through.get(passed[path]))
+        torch.sub(clean, shares, out=shares)
+        for path, logits in zip(some, shares, strict=True):
+            outputs[str(path)] = Outputs(logits, through.get(passed[path]))
     if joint:
-        outputs[TOGETHER] = Outputs(readout.clean.double() - removed, through[joint])
+        outputs[TOGETHER] = Outputs(clean - removed, through[joint])
     return outputs
 
 
@@ -428,9 +430,13 @@ def _exchanged(pair: Pair, passed: Passed, readout: Readout, memory: int | None)
     joint = _together(passed)
     through = _through([*passed.values(), joint], pair.one, readout, lambda alias: sent(pair, Port(alias)), memory)
     edges = [(Port(aliases[0]), Port(SINK)) for aliases in dict.fromkeys(passed.values()) if aliases]
-    direct = {edge[0].alias: logits for edge, logits in routed(pair, edges, readout, memory)}
+    clean = readout.clean.double()
+    direct = {
+        edge[0].alias: row.copy_(logits)
+        for row, (edge, logits) in zip(_block(len(edges), clean), routed(pair, edges, readout, memory), strict=True)
+    }
     outputs = {
-        str(path): Outputs((direct[aliases[0]] if aliases else readout.clean).double(), through.get(aliases))
+        str(path): Outputs(direct[aliases[0]] if aliases else clean, through.get(aliases))
         for path, aliases in passed.items()
     }
     if joint:
@@ -450,10 +456,20 @@ def _through(
     outcomes: dict[tuple[str, ...], Tensor] = {}
     with progress(total=len(chosen), desc="ablating", unit="components") as bar:
         changes = [{alias: change(alias) for alias in aliases} for aliases in chosen]
-        for number, logits in network.outcomes(changes, readout.read, readout.places, memory):
-            outcomes[chosen[number]] = logits
+        rows = _block(len(chosen), readout.clean)
+        for row, (number, logits) in zip(
+            rows, network.outcomes(changes, readout.read, readout.places, memory), strict=True
+        ):
+            outcomes[chosen[number]] = row.copy_(logits)
             bar.update()
     return outcomes
+
+
+def _block(count: int, like: Tensor) -> Tensor:
+    """Room for so many outputs. What is returned lies in one piece: between what a pass frees, it would keep the
+    allocator from using that again.
+    """
+    return like.new_empty((count, *like.shape))
 
 
 def _passed(expansion: Expansion, path: Path, components: Collection[str]) -> tuple[str, ...]:
