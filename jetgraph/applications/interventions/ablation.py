@@ -304,7 +304,7 @@ def ablate(
     split
         Branches to cut first, as in `jetgraph.expand`; `heads` to scan attention heads.
     memory
-        Bytes that ablations which go through the network side by side may take; unless given 16 MiB on a CPU, and a
+        Bytes that ablations which go through the network side by side may take; unless given 8 MiB on a CPU, and a
         quarter of what is free on an accelerator. Where elements of a batch see each other, or the trace holds their
         number, they go one by one.
 
