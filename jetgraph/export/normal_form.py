@@ -22,6 +22,7 @@ from jetgraph.export.factors import broadcast, distribute_over_differences, dist
 from jetgraph.export.masks import call_attention_as_models_do
 from jetgraph.export.projections import write_projections_beside
 from jetgraph.export.stacks import nest_stacks, read_past_stacks, write_sums_over_stacks
+from jetgraph.export.units import write_units_as_lookups
 from jetgraph.export.updates import write_updates_as_sums
 
 aten = torch.ops.aten
@@ -54,6 +55,7 @@ def normalise(graph: fx.Graph) -> None:
     _write_norms_without_their_statistics(graph)
     _write_moments_apart(graph)
     write_out_steps(graph)
+    write_units_as_lookups(graph)
     _write_equations_with_letters(graph)
     _write_products_of_two(graph)
     _write_dot_products(graph)
