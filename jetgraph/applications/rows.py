@@ -1,7 +1,7 @@
 """Whether rows of inputs are inputs by themselves: what the model makes of each does not change with the others.
 
 Along the batch of a language model they are. Where positions come first, as `nn.MultiheadAttention` has them unless it
-is told otherwise, or nodes of a graph do, rows read one another, and what is said of one alone is said of another input.
+is told otherwise, or nodes of a graph do, rows read one another, and what is said of one alone is of another input.
 """
 
 from __future__ import annotations
