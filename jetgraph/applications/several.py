@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from jetgraph.applications.bars import BARS, drawn
 from jetgraph.applications.results import Cell, Result, Table
+from jetgraph.applications.rows import are_apart
 from jetgraph.applications.subject import Inputs, Subject, one_by_one
 from jetgraph.errors import InputError, amount, check
 from jetgraph.tracing.calls import named_leaves
@@ -175,7 +176,8 @@ def of_one(found: Each | Several[Each]) -> Each:
 def each_row(subject: Subject, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     """Inputs of several rows one by one: what has as many rows as the first input is cut, the rest is for all.
 
-    Rows that some input has as columns too, as a graph's nodes in the matrix of its edges, are no inputs by themselves.
+    Rows that some input has as columns too, as a graph's nodes in the matrix of its edges, are no inputs by themselves,
+    nor are others that read one another.
     """
     shapes, main = subject.graph.traced.input_shapes, inputs.get(subject.first_input)
     sizes = shapes[subject.first_input]
@@ -193,6 +195,8 @@ def each_row(subject: Subject, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         and isinstance(first := next(iter(shapes.get(name, ())), None), str)
         and first not in sizes[1:]
     }
+    if not are_apart(subject.graph, inputs, along, len(main)):
+        return [inputs]
     cut = [[value[row : row + 1] if name in along else value for name, value in leaves] for row in range(len(main))]
     return [pytree.tree_unflatten(row, structure) for row in cut] or [inputs]
 

@@ -351,7 +351,7 @@ def _token_id(loaded: Loaded, graph: ResidualGraph, text: str) -> int:
 
     token = options.token_of(text)
     index = encode_token(loaded.tokenizer, token, "target") if isinstance(token, str) else token
-    size = graph.traced.output.meta["shape"][-1]
+    size = (0, *graph.traced.output.meta["shape"])[-1]
     if index < 0 or (isinstance(size, int) and index >= size):
         raise InputError(f"--target {quoted(text)} is no token: the output has {size}")
     return index

@@ -27,6 +27,7 @@ from jetgraph.compilation.planning import Planning
 from jetgraph.compilation.stacking import StackedRun
 from jetgraph.errors import InputError
 from jetgraph.running.forward import Forward
+from jetgraph.running.reals import as_reals, products
 
 
 @dataclass(frozen=True)
@@ -202,12 +203,11 @@ class _Beam:
         self.planning.visit_alone(new)
         self._run_new(list(made.values()))
         for value, index in made.items():
-            tensor = self.run.values[index].detach().double()
+            tensor = self.run.values[index].detach()
             if target is None:
-                self._sizes[value, target] = float(tensor.norm())
+                self._sizes[value, target] = float(as_reals(tensor).double().norm())
             else:
-                gradient = self._gradient(target)[point].double()
-                self._sizes[value, target] = abs(float((tensor * gradient).sum()))
+                self._sizes[value, target] = abs(float(products(tensor, self._gradient(target)[point]).sum()))
         return [self._sizes[one.value, target] for one in arriving]
 
     def _gradient(self, target: int) -> tuple[Tensor, ...]:

@@ -13,11 +13,12 @@ from jetgraph.algebra.expansion import Expansion
 from jetgraph.algebra.outline import SINK
 from jetgraph.algebra.passages import Passage
 from jetgraph.compilation.decoding import Decoding
-from jetgraph.compilation.linear import LinearMap, LinearMaps, SharedMap, Shares
+from jetgraph.compilation.linear import LinearMap, LinearMaps, SharedMap, Shares, on_reals
 from jetgraph.errors import BudgetError, InputError, big
 from jetgraph.lazy.tensors import Deferred, read_ahead_backwards
 from jetgraph.running.alone import by_element, by_position
 from jetgraph.running.forward import Forward
+from jetgraph.running.reals import as_like, as_reals
 from jetgraph.structure.regions import Region
 
 
@@ -79,6 +80,8 @@ class Segment:
 class Stream:
     """The components of an expansion on one input, with what they add, and the maps between the points.
 
+    Where the stream is complex, all of these are of pairs of real numbers.
+
     Parameters
     ----------
     expansion, forward, positions, memory, dictionaries
@@ -107,7 +110,10 @@ class Stream:
         self.maps = LinearMaps(expansion, forward, memory)
         self.end = expansion.sink - 1
         """The last point."""
-        self.points = [self.maps.forward[self.maps.model.point(point)] for point in range(expansion.sink)]
+        self.own = [self.maps.forward[self.maps.model.point(point)] for point in range(expansion.sink)]
+        """The points as the model has them."""
+        self._hidden = self.maps.forward[self.maps.model.graph.structure.decoder.nonlinear.exit]
+        self.points = [as_reals(value) for value in self.own]
         shape = self.maps.forward.shape(self.maps.model.graph.traced.output)
         if not shape or shape[0] != 1:
             raise InputError(
@@ -122,7 +128,7 @@ class Stream:
         self.sites: dict[str, LinearMap] = {}
         """The map of each site."""
         self.components = self._components(memory)
-        self.decoder = self.maps.site(expansion.passage(SINK))
+        self.decoder = on_reals(self.maps.site(expansion.passage(SINK)))
         self.segments, self._segment_of = self._segments()
 
     def segments_before(self, point: int) -> Iterator[tuple[Segment, list[int]]]:
@@ -166,7 +172,7 @@ class Stream:
 
     def _silent(self, point: int) -> tuple[int, LinearMap] | None:
         start = next((move.start for move in self.expansion.automaton.moves[point - 1] if move.hop is None), None)
-        return None if start is None else (start, self.maps.carry(point, start))
+        return None if start is None else (start, on_reals(self.maps.carry(point, start)))
 
     def _components(self, memory: int) -> tuple[Component, ...]:
         """All of them in the order of the points, and what they add into `self.added`."""
@@ -207,10 +213,10 @@ class Stream:
         self, point: int, passages: Sequence[Passage]
     ) -> Iterator[tuple[str, str, Entry | None, Passage | None, Tensor]]:
         for entry in self.expansion.automaton.entering[point]:
-            yield entry.source.alias, entry.source.kind, entry, None, self.maps.source(entry)
+            yield entry.source.alias, entry.source.kind, entry, None, as_reals(self.maps.source(entry))
         for site, passage, whole in self.maps.by_site(passages, self._whole, self.scores):
-            for alias, map in self._shared(site, whole):
-                self.sites[alias] = map
+            for alias, own in self._shared(site, whole):
+                map = self.sites[alias] = on_reals(own)
                 yield alias, passage.site.kind, None, passage, map.image
 
     def _shared(self, alias: str, whole: LinearMap) -> Iterator[tuple[str, LinearMap]]:
@@ -272,7 +278,7 @@ class Stream:
         """Of the last point, for each readout: [readout, *point]."""
         gradients: list[Tensor] = []
         for readout in readouts:
-            decode = self.maps.decode(readout.place)
+            decode = on_reals(self.maps.decode(readout.place))
             seed = torch.zeros_like(decode.image)
             weights = readout.weights.to(seed)
             if readout.place is None or seed.shape[1] == 1:
@@ -280,8 +286,7 @@ class Stream:
             else:
                 seed[0, readout.place] = weights
             back = decode.backwards(seed[None])[0]
-            hidden = self.maps.forward[self.maps.model.graph.structure.decoder.nonlinear.exit]
-            if back.shape != hidden.shape:
+            if back.shape != (hidden := as_reals(self._hidden)).shape:
                 whole = torch.zeros_like(hidden)
                 whole.narrow(1, readout.place or 0, 1).copy_(back)
                 back = whole
@@ -294,7 +299,7 @@ class Stream:
         by_component: dict[int, list[float]] = {}
         for number, component in enumerate(self.components):
             if component.lands > self.end:
-                value = decoding.decode(self.added[number][None], [1.0])[0, 0]
+                value = decoding.decode(as_like(self.added[number][None], self._hidden), [1.0])[0, 0]
                 at = [value if readout.place is None else value[readout.place] for readout in readouts]
                 by_component[number] = [
                     float((one.double().cpu() * readout.weights.double()).sum())

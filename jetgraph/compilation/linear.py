@@ -26,6 +26,7 @@ from jetgraph.jets.registry import bind, is_native
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.alone import by_position
 from jetgraph.running.forward import Forward
+from jetgraph.running.reals import as_like, as_reals
 from jetgraph.running.ways import Entering, opened
 from jetgraph.running.ways import through as through_attention
 from jetgraph.structure.ways import Way, Ways, find_ways
@@ -56,6 +57,11 @@ class LinearMap:
         self._image = image
         self._rows = rows if plain is None else 1
         self._plain = plain
+
+    @property
+    def entry(self) -> Tensor:
+        """What entered."""
+        return self._entry
 
     @property
     def image(self) -> Tensor:
@@ -168,6 +174,32 @@ class SharedMap(LinearMap):
     def forwards(self, values: Tensor) -> Tensor:
         """The share of A x for a stack [n, *entry]."""
         return self._shares.share(self._whole.forwards(values), self._number)
+
+
+class RealMap(LinearMap):
+    """A map between values of which one is complex, on pairs of real numbers; its graph is the map's own."""
+
+    def __init__(self, whole: LinearMap) -> None:
+        super().__init__(whole._entry, whole._image, whole._rows, whole._plain)
+        self._whole = whole
+
+    @property
+    def image(self) -> Tensor:
+        """A · entry, in pairs."""
+        return as_reals(self._whole.image)
+
+    def backwards(self, cotangents: Tensor) -> Tensor:
+        """The transpose, of a stack [n, *image]."""
+        return as_reals(self._whole.backwards(as_like(cotangents, self._image)))
+
+    def forwards(self, values: Tensor) -> Tensor:
+        """A x of a stack [n, *entry]."""
+        return as_reals(self._whole.forwards(as_like(values, self._entry)))
+
+
+def on_reals(whole: LinearMap) -> LinearMap:
+    """A map that takes and gives real values, which are pairs where it has complex ones."""
+    return RealMap(whole) if whole.graph.is_complex() or whole.entry.is_complex() else whole
 
 
 class LinearMaps:

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from jetgraph.export.members import unsqueezed
-from jetgraph.export.pieces import FILLS, WRITES, drop_copy, entries, takes_everything
+from jetgraph.export.pieces import FILLS, WRITES, entries, takes_everything
 
 aten = torch.ops.aten
 
@@ -20,9 +20,7 @@ aten = torch.ops.aten
 def write_buffers_as_pieces(graph: fx.Graph) -> None:
     """Rewrite them in place."""
     for node in list(graph.nodes):
-        if node.target is aten.copy.default:
-            drop_copy(node)
-        elif (at := _WHOLE.get(node.target)) is not None and takes_everything(node, at):
+        if (at := _WHOLE.get(node.target)) is not None and takes_everything(node, at):
             node.replace_all_uses_with(node.args[at])
             graph.erase_node(node)
     graph.eliminate_dead_code()

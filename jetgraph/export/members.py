@@ -108,7 +108,7 @@ def _cut(value: fx.Node, dim: int) -> Members | None:
         return None
     shape = pieces[0].meta["shape"]
     own, whole = (after[dim + 1 :], shape[dim:])
-    if after[:dim] != shape[:dim] or _open(own) != _open(whole) or _number(own) != _number(whole):
+    if after[:dim] != shape[:dim] or _counted(own) != _counted(whole):
         return None
     left = [size for at, size in enumerate(sizes) if at != dim]
     made = [piece if own == whole else like(value, aten.view.default, piece, left) for piece in pieces]
@@ -161,14 +161,29 @@ def arguments(value: fx.Node) -> tuple[Any, ...]:
     return value.args
 
 
-def _permuted(value: fx.Node, dim: int) -> Members | None:
+def before_stacked(value: fx.Node, dim: int) -> tuple[fx.Node, int]:
+    """What has the size of a dimension of a stack, which may be permuted: a part, and its dimension."""
+    if value.target in (aten.transpose.int, aten.permute.default):
+        part, own = before_stacked(arguments(value)[0], _order(value)[dim])
+        return (value, dim) if part is value.args[0] else (part, own)
+    if value.target is aten.stack.default and dim != stacked_along(value):
+        return arguments(value)[0][0], dim - (dim > stacked_along(value))
+    return value, dim
+
+
+def _order(value: fx.Node) -> list[int]:
+    """Where the dimensions of a permuted value come from."""
     rank, args = len(value.meta["shape"]), arguments(value)
-    if value.target is aten.transpose.int:
-        order = list(range(rank))
-        one, other = (at % rank for at in args[1:])
-        order[one], order[other] = other, one
-    else:
-        order = [at % rank for at in args[1]]
+    if value.target is aten.permute.default:
+        return [at % rank for at in args[1]]
+    order = list(range(rank))
+    one, other = (at % rank for at in args[1:])
+    order[one], order[other] = other, one
+    return order
+
+
+def _permuted(value: fx.Node, dim: int) -> Members | None:
+    order, args = _order(value), arguments(value)
     own = order[dim]
     rest = [at - (at > own) for at in order if at != own]
     found = members(args[0], own)
@@ -182,7 +197,7 @@ def _viewed(value: fx.Node, dim: int) -> Members | None:
     before, after = read.meta["shape"], value.meta["shape"]
     for own, size in enumerate(before):
         if size == after[dim] and all(
-            sorted(map(str, _open(one))) == sorted(map(str, _open(other))) and _number(one) == _number(other)
+            _counted(one) == _counted(other)
             for one, other in ((before[:own], after[:dim]), (before[own + 1 :], after[dim + 1 :]))
         ):
             found = members(read, own)
@@ -192,12 +207,16 @@ def _viewed(value: fx.Node, dim: int) -> Members | None:
     return None
 
 
-def _open(shape: Sequence[int | str]) -> list[str]:
-    return [size for size in shape if isinstance(size, str)]
+def _counted(shape: Sequence[int | str]) -> tuple[int, list[str]]:
+    """How many entries a shape has: a number, times the names of open sizes, also of those that are products."""
+    factors = [factor for size in shape for factor in (str(size).split("*") if _is_product(size) else [str(size)])]
+    number = reduce(lambda one, other: one * int(other), [factor for factor in factors if factor.isdecimal()], 1)
+    return number, sorted(factor for factor in factors if not factor.isdecimal())
 
 
-def _number(shape: Sequence[int | str]) -> int:
-    return reduce(lambda one, other: one * other, [size for size in shape if isinstance(size, int)], 1)
+def _is_product(size: int | str) -> bool:
+    """A formula of a size that is numbers and names times each other alone."""
+    return all(factor.isidentifier() or factor.isdecimal() for factor in str(size).split("*"))
 
 
 def _unsqueezed(value: fx.Node, dim: int) -> Members | None:

@@ -17,10 +17,12 @@ from torch import fx
 from jetgraph.export.buffers import write_buffers_as_pieces
 from jetgraph.export.cells import write_out_steps
 from jetgraph.export.complex_parts import write_complex_parts
+from jetgraph.export.copies import write_complex_parts_as_pairs, write_copies_out
 from jetgraph.export.factors import broadcast, distribute_over_differences, distribute_over_own_sums, is_zeros
 from jetgraph.export.masks import call_attention_as_models_do
 from jetgraph.export.projections import write_projections_beside
 from jetgraph.export.stacks import nest_stacks, read_past_stacks, write_sums_over_stacks
+from jetgraph.export.units import write_units_as_lookups
 from jetgraph.export.updates import write_updates_as_sums
 
 aten = torch.ops.aten
@@ -53,12 +55,15 @@ def normalise(graph: fx.Graph) -> None:
     _write_norms_without_their_statistics(graph)
     _write_moments_apart(graph)
     write_out_steps(graph)
+    write_units_as_lookups(graph)
+    _write_equations_with_letters(graph)
     _write_products_of_two(graph)
     _write_dot_products(graph)
     _write_products_with_vectors(graph)
     _write_scattered_sums_alike(graph)
     _unfuse_sums(graph)
     write_complex_parts(graph)
+    write_copies_out(graph)
     write_buffers_as_pieces(graph)
     read_past_stacks(graph)
     write_sums_over_stacks(graph)
@@ -69,6 +74,7 @@ def normalise(graph: fx.Graph) -> None:
     distribute_over_own_sums(graph)
     write_projections_beside(graph)
     write_updates_as_sums(graph)
+    write_complex_parts_as_pairs(graph)
     _write_open_ends_as_none(graph)
     _nest_concatenations(graph)
 
@@ -267,6 +273,14 @@ _MOMENTS = {
 }
 
 
+def _write_equations_with_letters(graph: fx.Graph) -> None:
+    """An einsum's equation has a letter for each dimension, and an output: nothing that reads it asks what `...` is."""
+    for node in graph.find_nodes(op="call_function", target=aten.einsum.default):
+        equation, operands = node.args
+        if all("shape" in one.meta for one in operands):
+            node.args = (_with_letters(equation, [len(one.meta["shape"]) for one in operands]), operands)
+
+
 def _write_products_of_two(graph: fx.Graph) -> None:
     """An einsum of three operands or more is one of two after another, in the order in which torch contracts them.
 
@@ -276,7 +290,7 @@ def _write_products_of_two(graph: fx.Graph) -> None:
         operands = list(node.args[1])
         if len(operands) < 3 or any("shape" not in one.meta for one in operands):
             continue
-        reads, arrow, out = _without_dots(node.args[0], [len(one.meta["shape"]) for one in operands]).partition("->")
+        reads, arrow, out = node.args[0].partition("->")
         labels = reads.split(",")
         if not arrow or "." in reads:
             continue
@@ -329,14 +343,19 @@ def _write_products_with_vectors(graph: fx.Graph) -> None:
         _replace(node, product)
 
 
-def _without_dots(equation: str, ranks: Sequence[int]) -> str:
-    """An equation with letters for the dimensions that `...` stands for, which are counted from the last."""
+def _with_letters(equation: str, ranks: Sequence[int]) -> str:
+    """An equation with letters for the dimensions that `...` stands for, which are counted from the last, and with the
+    output that it has where it says none.
+    """
     reads, arrow, out = equation.replace(" ", "").partition("->")
     left = reads.split(",")
+    if not arrow:
+        told = [letter for letter in reads if letter.isalpha()]
+        out = "..." * ("..." in reads) + "".join(sorted(letter for letter in set(told) if told.count(letter) == 1))
     widths = [rank - len(label.replace("...", "")) for label, rank in zip(left, ranks, strict=True)]
     free = [letter for letter in string.ascii_letters if letter not in equation]
     width = max((width for label, width in zip(left, widths, strict=True) if "..." in label), default=0)
-    if not arrow or width > len(free):
+    if width > len(free):
         return equation
     dots = "".join(free[:width])
     written = [label.replace("...", dots[width - own :]) for label, own in zip(left, widths, strict=True)]

@@ -43,13 +43,6 @@ def is_alike(node: fx.Node, other: Any) -> bool:
     return is_float(other) and all(node.meta.get(key) == other.meta.get(key) for key in ("shape", "dtype"))
 
 
-def drop_copy(node: fx.Node) -> None:
-    """copy(a, b) is b where nothing is cast or expanded."""
-    if is_alike(node, node.args[1]):
-        node.replace_all_uses_with(node.args[1])  # type: ignore[arg-type]
-        node.graph.erase_node(node)
-
-
 def takes_everything(node: fx.Node, at: int) -> bool:
     """A slice is all of a value, or what is written into one is; `at` is the argument that all is of."""
     where = node.args[at + 1 :]

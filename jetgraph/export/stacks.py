@@ -23,7 +23,17 @@ import torch
 from torch import fx
 
 from jetgraph.export.factors import is_made_of
-from jetgraph.export.members import LAYOUTS, Members, arguments, entry, like, members, stacked_along, unsqueezed
+from jetgraph.export.members import (
+    LAYOUTS,
+    Members,
+    arguments,
+    before_stacked,
+    entry,
+    like,
+    members,
+    stacked_along,
+    unsqueezed,
+)
 from jetgraph.export.pieces import is_float
 
 aten = torch.ops.aten
@@ -45,8 +55,10 @@ def write_sums_over_stacks(graph: fx.Graph) -> None:
 
 def read_past_stacks(graph: fx.Graph) -> None:
     """What is read of a stack at one place is what lies there, in place: the last of the layers that a decoder has kept
-    is one point, and what a head makes of it is made of that alone.
+    is one point, and what a head makes of it is made of that alone. So is an open size, which would keep the stack.
     """
+    for node in graph.find_nodes(op="call_function", target=aten.sym_size.int):
+        node.args = before_stacked(*arguments(node))
     for node in list(graph.nodes):
         if node.target is not aten.select.int or not is_float(node) or node.kwargs:
             continue
@@ -172,17 +184,19 @@ def _contracted(node: fx.Node) -> fx.Node | None:
     if len(letters) == 1:
         return _left_out(node, operands[0], letters[0], output)
     for at in (0, 1):
-        stack, weight = operands[at], operands[1 - at]
-        assert isinstance(stack, fx.Node)
+        value, weight = operands[at], operands[1 - at]
         assert isinstance(weight, fx.Node)
         own, others = letters[at], letters[1 - at]
-        parts: Any = stack.args[0] if stack.target is aten.stack.default else ()
-        if len(parts) < 2 or len(set(own)) < len(own):
-            continue
-        along = own[stacked_along(stack)]
+        (along, *more) = [letter for letter in own if letter not in output] or [""]
         rest = own.replace(along, "")
-        if output != rest or along not in others or len(set(others)) < len(others) or not set(others) <= set(own):
+        if more or not along or len(set(own)) < len(own) or output != rest or along not in others:
             continue
+        if len(set(others)) < len(others) or not set(others) <= set(own):
+            continue
+        found = members(value, own.index(along))
+        if found is None:
+            continue
+        stack, parts = found
         if is_made_of(weight, stack):
             return None
         summands = [_weighed(node, part, weight, others, rest, along, place) for place, part in enumerate(parts)]

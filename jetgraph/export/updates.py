@@ -22,7 +22,7 @@ from torch import fx
 from jetgraph.export.concatenations import read_alone, write_concatenated
 from jetgraph.export.factors import is_made_of
 from jetgraph.export.layouts import laid_out_apart
-from jetgraph.export.pieces import END, FILLS, WRITES, drop_copy, entries, is_alike, is_float, place_of, with_meta
+from jetgraph.export.pieces import END, FILLS, WRITES, entries, is_alike, is_float, place_of, with_meta
 from jetgraph.export.summands import added_up, alike_summands, as_update, factors_of, summands
 
 aten = torch.ops.aten
@@ -34,9 +34,7 @@ def write_updates_as_sums(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function" or not is_float(node):
             continue
-        if node.target is aten.copy.default:
-            drop_copy(node)
-        elif node.target in WRITES:
+        if node.target in WRITES:
             _read_past_writes(node)
         elif _accumulates(node):
             _write_accumulated(node)

@@ -66,7 +66,7 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
     nearly all others.
     """
     graph = subject.graph
-    size = graph.traced.output.meta["shape"][-1]
+    size = next(iter(graph.traced.output.meta["shape"][-1:]), None)
     if subject.tokenizer is None or not isinstance(size, int) or not is_vocabulary(graph, size, subject.tokenizer):
         return None
     if not any(source.alias == "embed" for source in graph.outline.sources):

@@ -40,9 +40,10 @@ def changes(one: Subject, other: Subject, origins: tuple[Origin, Origin]) -> Cha
     InputError
         As `jetgraph.diff`.
     """
-    size = one.graph.traced.output.meta["shape"][-1]
-    known = not (without_ngrams(one) or without_ngrams(other))
-    rows = None if size * size <= CELLS or not known else CELLS // size
+    rows = None
+    if not (without_ngrams(one) or without_ngrams(other)):
+        size = one.graph.traced.output.meta["shape"][-1]
+        rows = None if size * size <= CELLS else CELLS // size
     differences = diff(one.graph, other.graph, contexts=rows, tokenizer=one.tokenizer)
     command = _again(*origins, rows)
     sections = [_weights(differences, command)]

@@ -10,7 +10,7 @@ from torch import fx
 
 from jetgraph.jets.registry import adds_constant, is_affine, is_floating, nodes_in, values_read
 from jetgraph.structure.dimensions import Dimensions, follow
-from jetgraph.structure.operators import LOOKUPS, is_float_tensor, packet_of
+from jetgraph.structure.operators import LOOKUPS, aten, is_float_tensor, packet_of
 from jetgraph.structure.regions import Region
 from jetgraph.tracing.traced import Traced
 
@@ -159,6 +159,8 @@ def dataflow(traced: Traced) -> Dataflow:
     positions = {node: index for index, node in enumerate(nodes)}
     read = {node: values_read(node) for node in nodes}
     flowing = _flowing(traced, nodes, read)
+    if traced.output not in flowing:
+        flowing = _flowing(traced, nodes, read, counted=True)
     parents = {node: tuple(arg for arg in read[node] if arg in flowing) for node in nodes}
     carriers = {node: tuple(arg for arg in args if is_floating(arg)) for node, args in parents.items()}
     above: dict[fx.Node, int] = {}
@@ -171,9 +173,11 @@ def dataflow(traced: Traced) -> Dataflow:
     return Dataflow(traced, nodes, positions, parents, carriers, above)
 
 
-def _flowing(traced: Traced, nodes: Iterable[fx.Node], read: Mapping[fx.Node, list[fx.Node]]) -> set[fx.Node]:
+def _flowing(
+    traced: Traced, nodes: Iterable[fx.Node], read: Mapping[fx.Node, list[fx.Node]], counted: bool = False
+) -> set[fx.Node]:
     """Everything from the first floating tensors on that depend on the user's input: inputs of such a type, and what is
-    looked up by others.
+    looked up by others. With `counted` also what others are cast to, such as counts and units; masks are among that.
     """
     varying: set[fx.Node] = set()
     flowing: set[fx.Node] = set()
@@ -188,9 +192,8 @@ def _flowing(traced: Traced, nodes: Iterable[fx.Node], read: Mapping[fx.Node, li
             continue
         varying.add(node)
         at = LOOKUPS.get(packet_of(node))
-        looked_up = (
-            at is not None and is_float_tensor(node) and any(arg in varying for arg in nodes_in(node.args[at : at + 1]))
-        )
-        if looked_up or any(arg in flowing for arg in read[node]):
+        made = is_float_tensor(node) or packet_of(node) is aten.embedding_bag
+        looked_up = at is not None and any(arg in varying for arg in nodes_in(node.args[at : at + 1]))
+        if (made and (counted or looked_up)) or any(arg in flowing for arg in read[node]):
             flowing.add(node)
     return flowing

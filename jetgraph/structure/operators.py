@@ -16,7 +16,10 @@ from jetgraph.jets.registry import is_floating
 
 aten = torch.ops.aten
 
-LOOKUPS = {aten.embedding: 1, aten.index_select: 2, aten.gather: 2, aten.index: 1}
+LOOKUPS = {
+    aten.embedding: 1, aten.index_select: 2, aten.gather: 2, aten.index: 1, aten.take_along_dim: 1, aten.take: 1,
+    aten.embedding_bag: 1,
+}  # fmt: skip
 """Operators that look values up in a table, with the place of the indices."""
 
 COUNTS = {aten.cumsum}

@@ -82,6 +82,12 @@ SPELT: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "inner": lambda layers, w, g: torch.inner(w, -layers.movedim(0, -1)),
     "vecdot": lambda layers, w, g: torch.linalg.vecdot(layers, g.movedim(-1, 0).unsqueeze(-1).expand_as(layers), dim=0),
     "einsum": lambda layers, w, g: torch.einsum("lbtd,btl->btd", layers, g),
+    "einsum with dots": lambda layers, w, g: torch.einsum("l...,...l->...", layers, g.unsqueeze(-2)),
+    "einsum of entries": lambda layers, w, g: torch.einsum(
+        "...ld,ld->...d", layers.movedim(0, 2), w[:, None] * w.new_ones(6)
+    ),
+    "einsum without output": lambda layers, w, g: torch.einsum("zabc,z", layers, w),
+    "column of rows": lambda layers, w, g: torch.mv(layers.movedim(0, -1).reshape(-1, 4), w).view_as(layers[0]),
     "addmv": lambda layers, w, g: torch.addmv(w.new_zeros(8 * WIDTH), layers.flatten(1).T, w).view(2, 4, WIDTH),
     "running": lambda layers, w, g: (w.view(-1, 1, 1, 1) * layers).cumsum(0)[-1],
     "running, up to one": lambda layers, w, g: (layers * 2).cumsum(0).select(0, 2),
@@ -89,6 +95,19 @@ SPELT: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "permuted": lambda layers, w, g: (layers.permute(1, 2, 3, 0) * w).sum(-1),
     "unsqueezed": lambda layers, w, g: (layers[:, None] * w.view(-1, 1, 1, 1, 1)).mean(0)[0],
 }
+
+
+@pytest.mark.parametrize("how", [how for how in SPELT if how != "addmv"])  # whose zeros fix the sizes
+@torch.no_grad()
+def test_sums_over_a_stack_of_open_sizes_are_sums_of_its_layers(how: str) -> None:
+    torch.manual_seed(0)
+    net = Spelt(how).eval().double()
+    graph = jg.trace(net, torch.randint(0, 9, (2, 4)))
+    assert not any("stack" in str(node.target) for node in graph.traced.graph.nodes)
+    (join,) = graph.stream.joins
+    assert join.depth == 0
+    others = {"x": torch.randint(0, 9, (3, 5))}
+    assert distance(graph(**others), net(**others)) < EXACT
 
 
 @pytest.mark.parametrize("how", SPELT)

@@ -321,3 +321,22 @@ def test_it_is_one_page_in_which_nothing_runs(made: Report, tmp_path: Path) -> N
             assert tab.run("document.documentElement.scrollWidth") <= width
             paper = tab.run("getComputedStyle(document.body).backgroundColor")
             assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 24, 29)"), "the style is let in"
+
+
+class Energy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x + torch.tanh(self.layer(x))).logsumexp(-1).mean()
+
+
+def energy() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    return Energy().eval(), {"x": torch.randn(2, 4, 3)}
+
+
+def test_nets_whose_output_is_a_number_have_reports(tmp_path: Path) -> None:
+    result = run(["report", f"{__name__}:energy", "-o", str(tmp_path / "energy.md")])
+    assert result.exit_code == 0, result.stderr
+    assert "L0.mlp" in (tmp_path / "energy.md").read_text(encoding="utf-8")

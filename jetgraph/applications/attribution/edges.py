@@ -23,6 +23,7 @@ from jetgraph.compilation.linear import LinearMaps
 from jetgraph.compilation.origins import Model, landed, own, through
 from jetgraph.errors import InputError, amount, quoted
 from jetgraph.running.forward import Forward
+from jetgraph.running.reals import as_like, as_reals
 from jetgraph.running.ways import Entering, opened
 from jetgraph.running.ways import through as through_attention
 
@@ -106,7 +107,7 @@ class Streams:
             else:
                 assert one.entry is not None
                 value = maps.source(one.entry)
-            values[at] = self.stream.placed(value[None])[0]
+            values[at] = self.stream.placed(as_reals(value)[None])[0]
         return values
 
     def targets(
@@ -159,7 +160,7 @@ class Streams:
                     given = value[None]
                 total = given if total is None else total + given
         assert total is not None
-        return total.expand(rows, *total.shape[1:]).to(stream.points[point].dtype)
+        return as_like(total.expand(rows, *total.shape[1:]), stream.own[point])
 
     def _filled(self, value: Tensor, gone: Tensor, fill: Tensor | None) -> Tensor:
         """[row, *point] of one value."""
@@ -191,7 +192,7 @@ class Streams:
                 read = {way: Entering(forward.pieces, branch, value) for way, value in zip(names, row, strict=True)}
                 rows.append(through_attention(forward.pieces, branch, opened(read)))  # type: ignore[arg-type]
             values = torch.stack(rows)
-        return torch.stack([landed(model, forward, passage, value) for value in values])
+        return torch.stack([as_reals(landed(model, forward, passage, value)) for value in values])
 
 
 class EdgeRuns:

@@ -120,7 +120,8 @@ def _places(network: Network, position: Positions, shape: Sequence[int]) -> list
         what = (
             f"this trace holds for {shape[0]} rows together and for no other number: trace the model on inputs of one"
             if fixed
-            else "give prompts one at a time, and name the output when you trace the model"
+            else "give prompts one at a time, and name the output when you trace the model; rows that read one another "
+            "(positions that come first) are no prompts: wrap the model so that its batch comes first"
         )
         raise InputError(
             f"the output has shape {list(shape)}, but an attribution is of one prompt, with an output [1, classes] or "

@@ -23,6 +23,7 @@ from jetgraph.applications.interventions.targets import Readout
 from jetgraph.compilation.linear import leaf
 from jetgraph.running.copies import Copies
 from jetgraph.running.forward import Forward
+from jetgraph.running.reals import products
 from jetgraph.structure.attention import operands
 
 
@@ -36,7 +37,7 @@ def estimated(pair: Pair, edges: Sequence[Edge], readout: Readout) -> dict[Edge,
     """The change of the target by sender and receiver, to first order, [examples] summed over places."""
     network = pair.one
     senders = dict.fromkeys(sender for sender, _ in edges)
-    changes = {port: (sent(pair, port)(own) - own).double() for port in senders for own in [network.value(port.alias)]}
+    changes = {port: sent(pair, port)(own) - own for port in senders for own in [network.value(port.alias)]}
     found: dict[Edge, Tensor] = {}
     with torch.inference_mode(False), torch.enable_grad():
         held, nodes = _held(network), {port: network.forward.sum_of(port.alias) for port in senders}
@@ -55,7 +56,7 @@ def estimated(pair: Pair, edges: Sequence[Edge], readout: Readout) -> dict[Edge,
             by_node = dict(zip(reached, back, strict=True))
             for sender in among:
                 found[sender, receiver] = _by_example(
-                    network, sender, changes[sender] * by_node[nodes[sender]].double(), readout
+                    network, sender, products(changes[sender], by_node[nodes[sender]]), readout
                 )
     return found
 
