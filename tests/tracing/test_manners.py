@@ -1,4 +1,4 @@
-"""Manners in which a model is called for the exporter: masks that code fills in untraced alone, caches; random numbers."""
+"""Manners in which a model is called for the exporter: masks that code fills in only untraced, caches, random draws."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_other_numbers_in_every_manner() -> None:
             return super().forward(x) * random.random()
 
     x = torch.randn(2, 3, 4)
-    with pytest.raises(jg.TraceError, match=r"does something else .*max error.* module 'inner' at .*test_manners\.py:\d+"):
+    with pytest.raises(jg.TraceError, match=r"does something else .*max error.* 'inner' at .*test_manners\.py:\d+"):
         jg.trace(Outer().eval(), x)
     with pytest.raises(jg.TraceError, match=r"called on the example inputs again.* random numbers that torch does not"):
         jg.trace(Drawn(torch.neg).eval(), x)
