@@ -158,7 +158,7 @@ def _is_begun(flow: Dataflow, fork: fx.Node, ends: Collection[fx.Node]) -> bool:
 
 def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[Walk, Lying]]:
     """The walks over the joins of a group whose values fit side by side, and how they lie; one without what the streams
-    are given from outside, if that makes more of the joins values of states.
+    are given from outside, if that makes more of the joins values of states, or one walk of several.
     """
 
     def fitting(outside: Collection[fx.Node]) -> list[tuple[Walk, Lying]]:
@@ -166,9 +166,9 @@ def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[Walk, Lying]]:
         return [(walk, lies) for walk in walks if (lies := lying(flow, walk.values)) is not None]
 
     found = fitting(())
-    if _left_out(group, found) and (outside := _conditions(flow, group)):
+    if (_left_out(group, found) or len(found) > 1) and (outside := _conditions(flow, group)):
         others = fitting(outside)
-        found = others if len(others) == 1 and _left_out(group, others) < _left_out(group, found) else found
+        found = others if len(others) == 1 and _loss(group, others) < _loss(group, found) else found
     if not found:
         # All of the joins, or none: what is shared in a pyramid of levels is how they come back.
         others = fitting(_shared(group))

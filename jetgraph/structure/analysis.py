@@ -58,7 +58,8 @@ def analyse(traced: Traced) -> Structure:
     output = traced.output
     if output not in flow:
         raise TraceError(
-            f"the output {traced.output_name!r} does not depend on the model's inputs through differentiable operators"
+            f"the output {traced.output_name!r} does not depend on the model's inputs through differentiable "
+            "operators: name another one with output="
         )
     written = with_norms_written_out(flow)
     if written is not None:
