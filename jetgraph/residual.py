@@ -183,7 +183,10 @@ class ResidualGraph:
         assert isinstance(held, Weights)
         own = {name: find(model, name.split(".")) if held.is_owned(name) else held[name] for name in held}
         if gone := next((name for name, value in own.items() if not isinstance(value, Tensor)), None):
-            raise StateError(f"{type(model).__name__} has no weight {gone!r}, so it is not the model of this graph")
+            raise StateError(
+                f"{type(model).__name__} has no weight {gone!r}, so it is not the model of this graph: give one of the "
+                "same weights, or trace it with jetgraph.trace(model, ...)"
+            )
         # Devices and types that the trace wrote into the graph follow.
         program = self.traced.relocated(own.__getitem__)
         traced = replace(program, tensors=held.over(own, model))
@@ -436,7 +439,7 @@ def checked(graph: ResidualGraph, args: Sequence[Any], kwargs: Mapping[str, Any]
     if actual.shape != expected.shape:
         raise TraceError(
             f"the stages give an output of shape {tuple(actual.shape)}, but {graph.title} one of "
-            f"{tuple(expected.shape)}"
+            f"{tuple(expected.shape)}: please report the model"
         )
     if not expected.isfinite().all():
         raise TraceError(

@@ -148,7 +148,7 @@ class PathModule(nn.Module):
     ) -> None:
         super().__init__()
         if not paths and wanted is None:
-            raise InputError("no path was given to compile")
+            raise InputError("no path was given to compile: leave paths= out for all terms, or select some")
         self.expansion = expansion
         self.paths = tuple(paths)
         check_code(self.graph)

@@ -30,7 +30,7 @@ from jetgraph.export.pieces import (
     side_by_side,
     with_meta,
 )
-from jetgraph.export.summands import Update, alike_summands, as_update, factors_of, summands
+from jetgraph.export.summands import Update, alike_summands, as_update, factors_of, is_add, summands
 
 aten = torch.ops.aten
 
@@ -83,10 +83,9 @@ def _after_first_sums(node: fx.Node, operands: list[fx.Node], dim: int) -> list[
 
 def _sums_below(total: fx.Node) -> list[fx.Node]:
     """The adds below the root of a tree of adds, those that others read as well too."""
-    found = [total] if total.target is aten.add.Tensor else []
+    found = [total] if is_add(total) else []
     for one in found:
-        args: Any = one.args
-        found += [arg for arg in args if is_float(arg) and arg.target is aten.add.Tensor and arg not in found]
+        found += [arg for arg in one.all_input_nodes if is_add(arg) and arg not in found]
     return found[1:]
 
 
@@ -132,7 +131,7 @@ def _multiplied_out(operand: fx.Node, bases: Collection[fx.Node]) -> fx.Node:
     if operand.target not in (aten.mul.Tensor, aten.div.Tensor) or len(operand.users) > 1:
         return operand
     for place, total in enumerate(operand.args[: 2 if operand.target is aten.mul.Tensor else 1]):
-        if not isinstance(total, fx.Node) or total.target is not aten.add.Tensor or len(total.users) > 1:
+        if not isinstance(total, fx.Node) or not is_add(total) or len(total.users) > 1:
             continue
         leaves = list(summands(total))
         pieces = [piece for piece in map(as_piece, leaves) if piece is not None and piece.base in bases]
@@ -218,7 +217,7 @@ def _bases(operand: Any) -> Iterator[fx.Node]:
         if piece is not None:
             yield piece.base
         elif isinstance(one, fx.Node):
-            found += one.all_input_nodes if one.target is aten.add.Tensor else factors_of(one)
+            found += one.all_input_nodes if is_add(one) else factors_of(one)
 
 
 def _added(operand: Any, base: fx.Node) -> tuple[Piece | None, Update | None]:

@@ -31,6 +31,7 @@ import torch
 from torch import fx
 
 from jetgraph.export.inner_products import inner_product
+from jetgraph.export.summands import is_add, is_whole_sum, summands
 
 aten = torch.ops.aten
 
@@ -38,7 +39,7 @@ aten = torch.ops.aten
 def distribute_over_differences(graph: fx.Graph) -> None:
     """Rewrite them in place, the innermost first."""
     for node in list(graph.nodes):
-        if not is_add(node) or (len(node.users) == 1 and is_add(next(iter(node.users)))):
+        if not is_whole_sum(node):
             continue
         total: fx.Node | None = _collected(node)
         while total is not None:
@@ -55,7 +56,7 @@ def distribute_over_own_sums(graph: fx.Graph) -> None:
         total, steps = found
         write = Writer(node)
         with graph.inserting_before(node):
-            result = reduce(write.sum, [_multiplied(leaf, steps) for leaf in leaves_of(total)])
+            result = reduce(write.sum, [_multiplied(leaf, steps) for leaf in summands(total)])
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     graph.eliminate_dead_code()
@@ -104,7 +105,7 @@ def _multiplied(value: fx.Node, steps: Sequence[_Step]) -> fx.Node:
 
 
 def _is_own(node: fx.Node, total: fx.Node, steps: Sequence[_Step]) -> bool:
-    leaves = list(leaves_of(total))
+    leaves = list(summands(total))
     # Without its mean a value is centred, as norms do it, and no sum of two.
     if not all(_is_full(leaf, total) for leaf in leaves):
         return False
@@ -138,7 +139,7 @@ def _is_weighed_with(node: fx.Node, value: fx.Node) -> bool:
         total = user
         while len(total.users) == 1 and is_add(above := next(iter(total.users))):
             total = above
-        if any(leaf is not node and is_made_of(leaf, value, past=node) for leaf in leaves_of(total)):
+        if any(leaf is not node and is_made_of(leaf, value, past=node) for leaf in summands(total)):
             return True
     return False
 
@@ -150,7 +151,7 @@ def _collected(total: fx.Node) -> fx.Node | None:
 
     A sum that only what is taken away gives its shape to stays as it is.
     """
-    leaves = list(leaves_of(total))
+    leaves = list(summands(total))
     multiples = [_by_number(leaf) for leaf in leaves]
     weights: dict[fx.Node, list[float]] = {}
     for value, number in multiples:
@@ -166,16 +167,16 @@ def _collected(total: fx.Node) -> fx.Node | None:
     left = [value.meta["shape"] for value in weights if kept.get(value, 1)]
     if not several or not left or reduce(broadcast, left) != total.meta["shape"]:
         return total
-    write, summands = Writer(total), list[fx.Node]()
+    write, written = Writer(total), list[fx.Node]()
     with total.graph.inserting_before(total):
         for leaf, (value, _) in zip(leaves, multiples, strict=True):
             weight = kept.pop(value, 0) if value in several else None
             if weight != 0:
-                summands.append(leaf if weight is None else write.product(value, Factor(weight)))
-        result = reduce(write.sum, summands)
+                written.append(leaf if weight is None else write.product(value, Factor(weight)))
+        result = reduce(write.sum, written)
     total.replace_all_uses_with(result)
     total.graph.erase_node(total)
-    return result if len(summands) > 1 else None
+    return result if len(written) > 1 else None
 
 
 def _by_number(leaf: fx.Node) -> tuple[fx.Node, float]:
@@ -196,7 +197,7 @@ def _distribute(total: fx.Node) -> fx.Node | None:
 
 def _over_values(total: fx.Node) -> fx.Node | None:
     """With factors distributed over sums of multiples of values that others read as well: no sum of these is more."""
-    opened = [_weighed(leaf) for leaf in leaves_of(total)]
+    opened = [_weighed(leaf) for leaf in summands(total)]
     if not any(len(each) > 1 for each in opened):
         return None
     write = Writer(total)
@@ -217,7 +218,7 @@ def _weighed(leaf: fx.Node) -> list[Multiple]:
         node, factors = step[0], (step[1], *factors)
     if not factors or not is_add(node) or len(node.users) > 1:
         return [Multiple(leaf, ())]
-    found = [_of_value(inner) for inner in leaves_of(node)]
+    found = [_of_value(inner) for inner in summands(node)]
     # Without its mean, a value is centred, as norms do it, and no sum of two.
     if any(each is None or not _is_full(each.value, node) for each in found):
         return [Multiple(leaf, ())]
@@ -243,20 +244,20 @@ def _is_full(value: fx.Node, whole: fx.Node) -> bool:
 
 def _over_difference(total: fx.Node) -> fx.Node | None:
     """With factors distributed over what takes away a multiple of a summand."""
-    leaves = list(leaves_of(total))
+    leaves = list(summands(total))
     for leaf in leaves:
         base, sign = _stripped(leaf, len(total.meta["shape"]))
         if not _same_type(base, total) or base.meta.get("shape") != total.meta["shape"]:
             continue
         of = _Of(base, sign)
         opened = [list(of.summands(other)) for other in leaves]
-        summands = [each for several in opened for each in several]
-        if len(summands) > len(leaves) or _is_weighed_against(of, summands):
-            return _write(total, base, summands)
+        multiples = [each for several in opened for each in several]
+        if len(multiples) > len(leaves) or _is_weighed_against(of, multiples):
+            return _write(total, base, multiples)
     return None
 
 
-def _is_weighed_against(of: _Of, summands: Sequence[Multiple]) -> bool:
+def _is_weighed_against(of: _Of, multiples: Sequence[Multiple]) -> bool:
     """A summand takes away a multiple of the value by data, which is added, beside what is no multiple of it, as in
     h − a·h + a·f. A power of the value, such as h·h·h, is none, and what lies along it is told elsewhere.
     """
@@ -265,9 +266,9 @@ def _is_weighed_against(of: _Of, summands: Sequence[Multiple]) -> bool:
         and prod(factor.sign for factor in each.factors) < 0 < of.sign
         and any(isinstance(factor.value, fx.Node) for factor in each.factors)
         and not any(_is_power(factor.value, of.base) for factor in each.factors)
-        for each in summands
+        for each in multiples
     )
-    return any(each.value is not of.base for each in summands) and any(taken)
+    return any(each.value is not of.base for each in multiples) and any(taken)
 
 
 def _is_power(factor: Any, base: fx.Node) -> bool:
@@ -280,28 +281,8 @@ def _is_power(factor: Any, base: fx.Node) -> bool:
     return base in found
 
 
-def is_add(node: fx.Node) -> bool:
-    """An add of two values of one floating type."""
-    return (
-        node.target is aten.add.Tensor
-        and not node.kwargs
-        and all(isinstance(arg, fx.Node) and _same_type(arg, node) for arg in node.args)
-        and getattr(node.meta.get("dtype"), "is_floating_point", False)
-    )
-
-
 def _same_type(one: fx.Node, other: fx.Node) -> bool:
     return one.meta.get("dtype") == other.meta.get("dtype")
-
-
-def leaves_of(total: fx.Node) -> Iterator[fx.Node]:
-    """The summands of a tree of adds; an add below its root that others read too is one."""
-    for arg in total.args:
-        assert isinstance(arg, fx.Node)
-        if is_add(arg) and len(arg.users) == 1:
-            yield from leaves_of(arg)
-        else:
-            yield arg
 
 
 @dataclass(frozen=True)
@@ -361,7 +342,7 @@ class _Of:
         """A multiple of a node as a sum of multiples, in which the value stands by itself."""
         step = self._step(node)
         if factors and node is not self.base and self._opens(node, factors):
-            for leaf in leaves_of(node):
+            for leaf in summands(node):
                 yield from self.summands(leaf, factors)
         elif step is not None and self._leads(node, factors):
             value, factor = step
@@ -406,17 +387,17 @@ class _Of:
 # Writing
 
 
-def _write(total: fx.Node, base: fx.Node, summands: Sequence[Multiple]) -> fx.Node | None:
+def _write(total: fx.Node, base: fx.Node, multiples: Sequence[Multiple]) -> fx.Node | None:
     """c·base + Σ others in the place of a sum; None where c is nothing."""
     write = Writer(total)
     with total.graph.inserting_before(total):
-        weights = [write.weight(each.factors) for each in summands if each.value is base]
+        weights = [write.weight(each.factors) for each in multiples if each.value is base]
         # Numbers first: what they come to decides whether there is anything left.
         weight = reduce(write.sum, sorted(weights, key=lambda weight: isinstance(weight, fx.Node)))
         if weight == 0:
             return None
         result = write.product(base, Factor(weight))
-        for each in summands:
+        for each in multiples:
             if each.value is not base:
                 result = write.sum(result, write.multiple(each))
     total.replace_all_uses_with(result)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from jetgraph.export.layouts import VIEWS
+
 aten = torch.ops.aten
 
 _SUMS = {aten.sum.dim_IntList, aten.mean.dim}
@@ -96,16 +98,12 @@ def _pair(core: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 def _in_order(node: fx.Node) -> fx.Node:
     """What a node is in another shape, its entries in the same order."""
     while isinstance(above := node.args[0] if node.args else None, fx.Node):
-        if node.target not in _RESHAPES and not (node.target in _MOVES and _keeps_order(node, above)):
+        if node.target not in VIEWS and not (node.target in _MOVES and _keeps_order(node, above)):
             break
         node = above
     return node
 
 
-_RESHAPES = {
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
-    aten.squeeze.default, aten.squeeze.dims, aten.flatten.using_ints, aten.unflatten.int,
-}  # fmt: skip
 _MOVES = {aten.transpose.int, aten.select.int}
 
 

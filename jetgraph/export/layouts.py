@@ -19,10 +19,12 @@ from jetgraph.errors import SizeError
 
 aten = torch.ops.aten
 
-_VIEWS = {
+VIEWS = {
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
     aten.squeeze.default, aten.squeeze.dims, aten.flatten.using_ints, aten.unflatten.int,
 }  # fmt: skip
+"""Operators that give a value another shape, its entries in the same order."""
+
 _TURNS = {aten.permute.default, aten.transpose.int}
 
 
@@ -42,7 +44,7 @@ def laid_out_apart(
     """
     chain: list[fx.Node] = []
     total: Any = written
-    while total.target in _VIEWS | _TURNS and (total is written or len(total.users) == 1):
+    while total.target in VIEWS | _TURNS and (total is written or len(total.users) == 1):
         chain.append(total)
         total = total.args[0]
     summands = leaves(total) if chain and len(total.users) == 1 else []
@@ -73,7 +75,7 @@ def _before(leaf: fx.Node, chain: Sequence[fx.Node]) -> fx.Node | None:
     """What was laid out the other way before it was a summand; None where that is not so."""
     ways = [*chain]
     value: Any = leaf
-    while value.target in _VIEWS | _TURNS:
+    while value.target in VIEWS | _TURNS:
         ways.append(value)
         value = value.args[0]
         if value.meta.get("shape") == chain[0].meta["shape"] and _changes_nothing(value, ways):
@@ -90,7 +92,7 @@ def _changes_nothing(value: fx.Node, ways: Sequence[fx.Node]) -> bool:
         start = torch.empty(_numbers(value, numbers), device="meta")
         end: Any = start
         for node in reversed(ways):
-            viewed = node.target in _VIEWS
+            viewed = node.target in VIEWS
             end = end.view(_numbers(node, numbers)) if viewed else node.target(end, *node.args[1:])  # type: ignore[operator]
     except (RuntimeError, SizeError):
         return False

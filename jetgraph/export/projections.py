@@ -19,8 +19,9 @@ from math import prod
 import torch
 from torch import fx
 
-from jetgraph.export.factors import Factor, Writer, is_add, is_made_of, leaves_of, steps_of
+from jetgraph.export.factors import Factor, Writer, is_made_of, steps_of
 from jetgraph.export.inner_products import inner_product
+from jetgraph.export.summands import is_add, is_whole_sum, summands
 
 aten = torch.ops.aten
 
@@ -28,7 +29,7 @@ aten = torch.ops.aten
 def write_projections_beside(graph: fx.Graph) -> None:
     """Rewrite such sums in place."""
     for node in list(graph.nodes):
-        if is_add(node) and not (len(node.users) == 1 and is_add(next(iter(node.users)))):
+        if is_whole_sum(node):
             _write_beside(node)
     graph.eliminate_dead_code()
 
@@ -43,7 +44,7 @@ class _Term:
 
 
 def _write_beside(total: fx.Node) -> None:
-    leaves = list(leaves_of(total))
+    leaves = list(summands(total))
     for base in leaves:
         if base.meta.get("shape") != total.meta["shape"] or len(base.users) < 2 or leaves.count(base) > 1:
             continue
@@ -76,7 +77,7 @@ def _write_beside(total: fx.Node) -> None:
 def _terms(leaf: fx.Node, node: fx.Node, steps: tuple[Factor | torch.dtype, ...] = ()) -> Iterator[_Term]:
     """The terms of a summand: of sums that nothing else reads, with what these are multiplied by."""
     if is_add(node) and len(node.users) == 1:
-        for inner in leaves_of(node):
+        for inner in summands(node):
             yield from _terms(leaf, inner, steps)
         return
     way = next((way for way in _ways(node) if len(node.users) == 1 and _holds_sum(way[0])), None)

@@ -15,20 +15,30 @@ from jetgraph.export.pieces import is_alike, is_float, with_meta
 aten = torch.ops.aten
 
 
+def is_add(node: Any) -> bool:
+    """An add of two values of its own floating type; one that casts an operand is no sum to open."""
+    return (
+        is_float(node)
+        and node.target is aten.add.Tensor
+        and not node.kwargs
+        and all(is_float(arg) and arg.meta["dtype"] == node.meta["dtype"] for arg in node.args)
+    )
+
+
+def is_whole_sum(node: fx.Node) -> bool:
+    """An add that is no part of a larger sum."""
+    return is_add(node) and not (len(node.users) == 1 and is_add(next(iter(node.users))))
+
+
 def summands(total: Any) -> Iterator[fx.Node]:
-    """The leaves of a tree of adds; none of what is no sum."""
-    if total.target is aten.add.Tensor and all(map(is_float, total.args)):
-        yield from _leaves(total)
-
-
-def _leaves(total: fx.Node) -> Iterator[Any]:
-    """The summands of a tree of adds; an add below its root that others read too is one."""
-    one: Any
-    for one in total.args:
-        if one.target is aten.add.Tensor and len(one.users) == 1 and all(map(is_float, one.args)):
-            yield from _leaves(one)
+    """The leaves of a tree of adds; an add below its root that others read too is one. None of what is no sum."""
+    if not is_add(total):
+        return
+    for operand in total.args:
+        if is_add(operand) and len(operand.users) == 1:
+            yield from summands(operand)
         else:
-            yield one
+            yield operand
 
 
 def alike_summands(total: fx.Node) -> list[fx.Node]:

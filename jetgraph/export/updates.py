@@ -23,7 +23,7 @@ from jetgraph.export.concatenations import read_alone, write_concatenated
 from jetgraph.export.factors import is_made_of
 from jetgraph.export.layouts import laid_out_apart
 from jetgraph.export.pieces import END, FILLS, WRITES, entries, is_alike, is_float, place_of, with_meta
-from jetgraph.export.summands import added_up, alike_summands, as_update, factors_of, summands
+from jetgraph.export.summands import added_up, alike_summands, as_update, factors_of, is_add, summands
 
 aten = torch.ops.aten
 
@@ -224,11 +224,7 @@ def _opened(total: fx.Node, value: fx.Node) -> list[fx.Node]:
     """The summands of a sum, and those of summands that a value comes to through sums alone, whoever reads these."""
     leaves = [total]
     while value not in leaves:
-        sums = [
-            leaf
-            for leaf in leaves
-            if leaf.target is aten.add.Tensor and all(map(is_float, leaf.args)) and is_made_of(leaf, value)
-        ]
+        sums = [leaf for leaf in leaves if is_add(leaf) and is_made_of(leaf, value)]
         if not sums:
             return leaves
         at = leaves.index(sums[0])

@@ -25,7 +25,7 @@ from jetgraph.lazy.tensors import Deferred
 from jetgraph.loading.loaded import Loaded
 from jetgraph.loading.quiet import one_line
 from jetgraph.loading.request import Options
-from jetgraph.loading.spread import gathered
+from jetgraph.loading.spread import without_hooks
 from jetgraph.loading.unreadable import not_whole
 from jetgraph.running.memory import total
 
@@ -110,7 +110,7 @@ def lazy(loaded: Loaded) -> Loaded:
     LoadError
         Weights are on `meta`, and nothing says where their values are.
     """
-    model = gathered(loaded.model)
+    model = without_hooks(loaded.model)
     if not any(isinstance(parameter, Deferred) for parameter in model.parameters()):
         return replace(loaded, model=model)
     for parameter in model.parameters():

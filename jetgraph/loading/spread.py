@@ -27,7 +27,7 @@ _HOOK, _FORWARD = "_hf_hook", "_old_forward"
 """What accelerate adds to a module: its hook, and the forward that it stands before."""
 
 
-def gathered(model: nn.Module, memory: int | None = None) -> nn.Module:
+def without_hooks(model: nn.Module, memory: int | None = None) -> nn.Module:
     """A model without hooks over the same weights, deferred where they are elsewhere; itself where it has no hooks.
 
     Parameters

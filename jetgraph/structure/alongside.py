@@ -6,48 +6,48 @@ no tensor carries the whole state from layer to layer: several do. They are writ
     H = cat(x₁, x₂),    H' = H + cat(f(H[…]), 0),    H'' = H' + cat(0, g(H'[…])),
 
 a plain stream, on which joins, counts, terms and lenses are what they are elsewhere. Values stay as they are. Which
-joins are of such streams is told here; how they go from state to state, in `jetgraph.structure.walks`.
+joins are of such streams is told in `jetgraph.structure.groups`; how they go from state to state, in
+`jetgraph.structure.walks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
-from itertools import permutations
 from operator import or_
 
 from torch import fx
 
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow, dataflow
-from jetgraph.structure.joins import find_joins, find_sums, is_inside, is_read_by_layer, with_depth
-from jetgraph.structure.lines import Found, gates
+from jetgraph.structure.groups import together
+from jetgraph.structure.joins import find_joins
+from jetgraph.structure.lines import gates
 from jetgraph.structure.operators import aten, mixes, multiple_of, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
 from jetgraph.structure.reach import above
 from jetgraph.structure.regions import Join
-from jetgraph.structure.streams import chains
-from jetgraph.structure.sums import bare, flattened
-from jetgraph.structure.walks import Next, Step, Walk, may_be_point, walks_over, way_from
+from jetgraph.structure.steps import Next, Step, way_from
+from jetgraph.structure.walks import Walk, may_be_point, walks_over
 from jetgraph.tracing.traced import Traced
 
 
 def side_by_side(flow: Dataflow, joins: Sequence[Join]) -> Traced | None:
     """The program with streams that read each other as one; None where there are none, or none that fit."""
-    group = _together(flow, joins)
+    group = together(flow, joins)
     if not group:
         return None
     walks = _walks(flow, group)
     grown = _concatenations(join for join in group if join.concatenates)
     if grown and not _hold(flow, group, walks):
         summed = dataflow(_as_sums(flow, grown))
-        together = side_by_side(summed, find_joins(summed))
-        if together is not None:
-            return together
+        written = side_by_side(summed, find_joins(summed))
+        if written is not None:
+            return written
     if _left_out(group, walks) or len(walks) > 1:
         later = dataflow(_in_rounds(flow, group))
-        again = _together(later, find_joins(later))
+        again = together(later, find_joins(later))
         others = _walks(later, again) if len(again) == len(group) else []
         if others and _loss(again, others) < _loss(group, walks):
             flow, walks = later, others
@@ -153,162 +153,12 @@ def _is_begun(flow: Dataflow, fork: fx.Node, ends: Collection[fx.Node]) -> bool:
     return fork not in ends and any(map(mixes, way))
 
 
-# Finding them
-
-
-def _together(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
-    """The joins of streams that read each other, if there are any."""
-    group = _reading_each_other(flow, joins)
-    if not group and len(joins) > 1:
-        joins = _with_values_of_branches(flow, joins)
-        group = _reading_each_other(flow, joins) or _crossing(flow, joins)
-    if not group:
-        return ()
-    # The last state may be made by joins of which none reads another: they go into a sum of its values, or each adds
-    # to a piece of what the one before has become.
-    ends = {join.node: join for join in joins}
-    for join in joins:
-        known = {other.node for other in group}
-        read = gates(flow, join.fork, ends) if join.depth == 0 else set()
-        mixes_them = len(read) > 1 or (join.kind == "gated" and join.fork in known)
-        if join not in group and read and read <= known and (mixes_them or _adds_beside(flow, join, group, read, ends)):
-            group += (join,)
-    return group
-
-
-def _adds_beside(flow: Dataflow, join: Join, group: Sequence[Join], read: set[fx.Node], ends: Found) -> bool:
-    """No join of the group is made of a join, and it adds to another piece of one state than one of them does."""
-    return not any(flow.depends(other.fork, join.node) for other in group) and any(
-        other.fork is not join.fork
-        and not flow.depends(join.node, other.node)
-        and gates(flow, other.fork, ends) == read
-        for other in group
-    )
-
-
-def _crossing(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
-    """Joins, and sums beyond them, of which each adds to one what is made of others that add to each other in turn: in
-    x, y ← x + f(y), y + g(x) no later sum has a fork that its branch reads.
-    """
-    ends = {join.node: join for join in joins if not join.concatenates}
-    crossing: dict[fx.Node, tuple[fx.Node, set[fx.Node]]] = {}
-    for node in flow.nodes:
-        if node in ends or node not in flow or not may_be_point(node):
-            continue
-        operands = [operand for operand in flattened(flow, node, ()).operands if operand in flow]
-        kept = [operand for operand in operands if operand in ends]
-        read = set[fx.Node]().union(*(gates(flow, operand, ends) for operand in operands if operand not in kept))
-        pairs = [pair for one in read for end in kept for pair in ((one, end), (end, one))]
-        if len(kept) == 1 and pairs and not any(flow.depends(*pair) for pair in pairs):
-            crossing[node] = kept[0], read
-            ends[node] = bare(flattened(flow, node, ()))
-    # Each goes on with a value, and reads one with which another one goes on.
-    number = -1
-    while number != len(crossing):
-        number = len(crossing)
-        added, seen = {kept for kept, _ in crossing.values()}, {one for _, read in crossing.values() for one in read}
-        crossing = {node: (kept, read) for node, (kept, read) in crossing.items() if kept in seen and read <= added}
-    made = {one for kept, read in crossing.values() for one in (kept, *read)}
-    return tuple(ends[node] for node in flow.ordered({*crossing, *made}))
-
-
-def _with_values_of_branches(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
-    """The joins with the sums over points of a stream that look like code of one branch: where the speed of a stream is
-    a stream itself, h + v seems to be made in the branch that reads it.
-    """
-    found = {join.node: join for join in joins}
-    starts = {join.fork for join in joins}
-    for node, join in find_sums(flow).items():
-        # At the start a sum of two points is what a branch reads; a layer adds what is made of one.
-        adds = join.fork in starts and not any(branch.node in found for branch in join.branches)
-        if node not in found and (join.fork in found or adds):
-            found[node] = join
-    laid = {
-        node
-        for node, join in found.items()
-        if join.concatenates and (_lays_streams(flow, join, found) or is_read_by_layer(flow, join, found))
-    }
-    return with_depth([found[node] for node in flow.ordered(found.keys() - laid)])
-
-
-def _lays_streams(flow: Dataflow, join: Join, found: Mapping[fx.Node, Join]) -> bool:
-    """A concatenation lays streams side by side: what its fork was made into was added to one that started before."""
-    later = (operand for operand in join.operands if operand is not join.fork and flow.depends(operand, join.fork))
-    sums = (found[operand] for operand in later if operand in found)
-    return any(one.skip is not None and not flow.depends(one.fork, join.fork) for one in sums)
-
-
-def _reading_each_other(flow: Dataflow, joins: Sequence[Join]) -> tuple[Join, ...]:
-    """The joins of chains that depend on each other: each on the other one, or on where that starts, or the one on the
-    other with one fork.
-    """
-    # What lies inside a sum of branches alone, from the input to the output, is no code of a branch here.
-    without = [join for join in joins if join.kind == "none"]
-    outer = [join for join in joins if join.depth == sum(is_inside(join, other) for other in without)]
-    outer_chains = chains(flow, [join for join in outer if join not in without])
-
-    def reads(one: Sequence[Join], other: Sequence[Join]) -> bool:
-        return flow.depends(one[-1].node, other[0].node)
-
-    def splits_from(one: Sequence[Join], other: Sequence[Join]) -> bool:
-        """The one forks from the midst of the other, and goes on reading what that makes afterwards."""
-        later = [join for join in other if not flow.depends(one[0].fork, join.node)]
-        return 0 < len(later) < len(other) and reads(one, later)
-
-    def starts_from(one: Sequence[Join], other: Sequence[Join]) -> bool:
-        """Branches of the one read what the other one starts with, or is made of that."""
-        beside = (node for join in one for branch in join.branches for node in branch.region.context)
-        return one[0].fork is not other[0].fork and any(flow.depends(node, other[0].fork) for node in beside)
-
-    def begins_in(one: Sequence[Join], other: Sequence[Join]) -> bool:
-        """The one starts with what a branch of the other is made of, and is read elsewhere too."""
-        return any(one[0].fork in branch.region.node_set for join in other for branch in join.branches)
-
-    def goes_on_beside(one: Sequence[Join], other: Sequence[Join]) -> bool:
-        """The one adds what the other has made, and later on what that has made by then; or does so once, where the
-        other starts apart, and is no branch of a point, nor passes the one with which this starts. What every layer
-        adds alike is a condition.
-        """
-        made = {join.node: join for join in other}
-        given = [node for join in one for node in join.injections if node in flow]
-        given += [each.node for join in one for each in join.branches if each.region.entry is not join.fork]
-        read = (gates(flow, operand, made) for operand in given)
-        added = [node for nodes in read if len(nodes) == 1 for node in nodes]
-        apart = not flow.depends(other[0].fork, one[0].fork) and all(join.fork is not one[0].fork for join in other)
-        once = len(added) == 1 and apart
-        return once or len(set(added)) > 1
-
-    pairs = [
-        (one, other)
-        for one, other in permutations(outer_chains, 2)
-        if (reads(one, other) and (reads(other, one) or one[0].fork is other[0].fork))
-        or splits_from(one, other)
-        or (reads(one, other) and begins_in(one, other))
-        or (starts_from(one, other) and starts_from(other, one))
-        or goes_on_beside(one, other)
-    ]
-    pairs += _forking_together(flow, outer_chains)
-    return tuple(dict.fromkeys(join for pair in pairs for chain in pair for join in chain))
-
-
-def _forking_together(flow: Dataflow, outer: Sequence[list[Join]]) -> Iterator[tuple[list[Join], list[Join]]]:
-    """The chains of joins that fork from what several have made, with the chains of these."""
-    chain_of = {join.node: chain for chain in outer for join in chain}
-    ends = {join.node: join for chain in outer for join in chain}
-    made = {join.fork: (join, read) for join in ends.values() if len(read := gates(flow, join.fork, ends)) > 1}
-    # Where streams exchange what they have made, two forks at least are made of the same ends.
-    for (one, these), (other, those) in permutations(made.values(), 2):
-        if len(these & those) > 1:
-            yield from ((chain_of[one.node], chain_of[node]) for node in (other.node, *these & those))
-    # Where one forks from what several have made, they were one state before it; layers of one fork are its branches.
-    for join, read in made.values():
-        if len({id(chain_of[node]) for node in read}) > 1 and len({ends[node].fork for node in read}) > 1:
-            yield from ((chain_of[join.node], chain_of[node]) for node in read)
+# How they go on
 
 
 def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[Walk, Lying]]:
     """The walks over the joins of a group whose values fit side by side, and how they lie; one without what the streams
-    are given from outside, if that makes more of the joins values of states.
+    are given from outside, if that makes more of the joins values of states, or one walk of several.
     """
 
     def fitting(outside: Collection[fx.Node]) -> list[tuple[Walk, Lying]]:
@@ -316,9 +166,9 @@ def _walks(flow: Dataflow, group: Sequence[Join]) -> list[tuple[Walk, Lying]]:
         return [(walk, lies) for walk in walks if (lies := lying(flow, walk.values)) is not None]
 
     found = fitting(())
-    if _left_out(group, found) and (outside := _conditions(flow, group)):
+    if (_left_out(group, found) or len(found) > 1) and (outside := _conditions(flow, group)):
         others = fitting(outside)
-        found = others if len(others) == 1 and _left_out(group, others) < _left_out(group, found) else found
+        found = others if len(others) == 1 and _loss(group, others) < _loss(group, found) else found
     if not found:
         # All of the joins, or none: what is shared in a pyramid of levels is how they come back.
         others = fitting(_shared(group))

@@ -14,7 +14,7 @@ module paths only give names (design: "the graph tells"). The analysis finds
 
 Each step is a function from frozen value to frozen value in a module of its own:
 
-    traced → dataflow → joins (→ alongside → dataflow → joins) → ways (→ gathering → …) → labels → streams → ends
+    traced → dataflow → joins (→ alongside → dataflow → joins) → tracks (→ gathering → …) → labels → streams → ends
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jetgraph.structure.joins import find_joins, with_depth
 from jetgraph.structure.labels import label
 from jetgraph.structure.regions import Join, Stream, Structure
 from jetgraph.structure.shortcuts import with_norms_written_out
-from jetgraph.structure.streams import Way, find_streams, find_ways
+from jetgraph.structure.streams import Track, find_streams, find_tracks
 from jetgraph.structure.unskipped import within_map
 from jetgraph.tracing.traced import Traced
 
@@ -58,7 +58,8 @@ def analyse(traced: Traced) -> Structure:
     output = traced.output
     if output not in flow:
         raise TraceError(
-            f"the output {traced.output_name!r} does not depend on the model's inputs through differentiable operators"
+            f"the output {traced.output_name!r} does not depend on the model's inputs through differentiable "
+            "operators: name another one with output="
         )
     written = with_norms_written_out(flow)
     if written is not None:
@@ -66,18 +67,18 @@ def analyse(traced: Traced) -> Structure:
     listed = side_by_side_in_lists(flow)
     if listed is not None:
         traced, flow = listed, dataflow(listed)
-    joins, ways = _placed(flow, find_joins(flow))
+    joins, tracks = _placed(flow, find_joins(flow))
     together = side_by_side(flow, joins)
     if together is not None:
         traced, flow = together, dataflow(together)
-        joins, ways = _placed(flow, find_joins(flow))
-    several = gathered(flow, ways)
+        joins, tracks = _placed(flow, find_joins(flow))
+    several = gathered(flow, tracks)
     if several is not None:
         traced, flow = several.traced, dataflow(several.traced)
-        joins, ways = _placed(flow, with_depth(_with(flow, find_joins(flow), [several.join(flow)])))
+        joins, tracks = _placed(flow, with_depth(_with(flow, find_joins(flow), [several.join(flow)])))
     output = traced.output
-    labels = label(flow, joins, [way.joins for way in ways])
-    others, main = find_streams(flow, ways, labels)
+    labels = label(flow, joins, [track.joins for track in tracks])
+    others, main = find_streams(flow, tracks, labels)
     if main is None:
         main = Stream(encoder(flow, first_value(flow, output)), ())
     named = tuple(labels.joins[join.node] for join in joins)
@@ -90,23 +91,23 @@ def _with(flow: Dataflow, joins: tuple[Join, ...], more: Iterable[Join]) -> tupl
     return tuple(by_node[node] for node in flow.ordered(by_node))
 
 
-def _placed(flow: Dataflow, joins: tuple[Join, ...]) -> tuple[tuple[Join, ...], tuple[Way, ...]]:
-    """The joins as they are on their ways, and these: there one may fork at an earlier point, and read further ones.
+def _placed(flow: Dataflow, joins: tuple[Join, ...]) -> tuple[tuple[Join, ...], tuple[Track, ...]]:
+    """The joins as they are on their tracks, and these: there one may fork at an earlier point, and read further ones.
 
-    What lies inside of what is read so is nested, and has no way of its own; sums of layers in a map between two points
-    are joins of that way.
+    What lies inside of what is read so is nested, and has no track of its own; sums of layers in a map between two
+    points are joins of that track.
     """
-    ways = find_ways(flow, joins)
-    on = {join.node: join for way in ways for join in way.joins}
+    tracks = find_tracks(flow, joins)
+    on = {join.node: join for track in tracks for join in track.joins}
     placed = tuple(on.get(join.node, join) for join in joins)
     in_maps = [
         join
-        for way in ways
-        for leg in way.legs
+        for track in tracks
+        for leg in track.legs
         for region in leg.maps
         for join in within_map(flow, region.entry, region.exit, {join.node: join for join in placed})
     ]
     deeper = with_depth(_with(flow, placed, in_maps))
     if [join.depth for join in deeper] == [join.depth for join in joins]:
-        return placed, ways
+        return placed, tracks
     return _placed(flow, deeper)

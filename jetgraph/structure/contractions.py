@@ -17,7 +17,7 @@ from jetgraph.structure.operators import PRODUCTS, aten, packet_of
 SUMS = frozenset({aten.sum, aten.mean})
 """Sums over dimensions."""
 
-GATHERED = {aten.scatter_add: "src", aten.scatter_reduce: "src", aten.index_add: "source"}
+BY_INDEX = {aten.scatter_add: "src", aten.scatter_reduce: "src", aten.index_add: "source"}
 """Sums of the entries that have one index, as of messages at a node of a graph, and their argument that is summed."""
 
 
@@ -51,15 +51,15 @@ def written_out(node: fx.Node) -> fx.Node | None:
 
 def weighted(node: fx.Node) -> fx.Node | None:
     """The product entry by entry of two values that a node sums over, whatever their sizes are."""
-    product = next(nodes_in(node.args[:1]), None) if packet_of(node) in SUMS else gathered(node)
+    product = next(nodes_in(node.args[:1]), None) if packet_of(node) in SUMS else summed_by_index(node)
     if product is None or packet_of(product) is not aten.mul or len(product.all_input_nodes) != 2:
         return None
     return product
 
 
-def gathered(node: fx.Node) -> fx.Node | None:
+def summed_by_index(node: fx.Node) -> fx.Node | None:
     """The value of which a node sums up entries that have one index."""
-    name = GATHERED.get(packet_of(node))
+    name = BY_INDEX.get(packet_of(node))
     bound: dict[str, Any] = {} if name is None else bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
     return bound[name] if name and bound.get("reduce", "sum") == "sum" else None
 
@@ -85,7 +85,7 @@ def labels_of(node: fx.Node) -> tuple[tuple[fx.Node, fx.Node], list[list[Hashabl
         rank = len(product.meta["shape"])
         summed = summed_over(node)
         bound: dict[str, Any] = bind(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
-        keeps = bound.get("keepdim") or packet_of(node) in GATHERED
+        keeps = bound.get("keepdim") or packet_of(node) in BY_INDEX
         kept = [("kept", at) if at in summed else at for at in range(rank) if keeps or at not in summed]
         return (one, other), [_named(one, other, rank), _named(other, one, rank), kept]
     factors = list(nodes_in(node.args))[-2:]

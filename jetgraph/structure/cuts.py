@@ -21,7 +21,7 @@ from torch import fx
 
 from jetgraph.jets.registry import adds_constant, bind, find_rule, is_affine, is_floating, nodes_in
 from jetgraph.structure.operators import is_mixing
-from jetgraph.structure.parts import ACTIVATIONS, NORMS, Axis, whole_of
+from jetgraph.structure.parts import ACTIVATIONS, HELD_NORMS, Axis, whole_of
 from jetgraph.structure.regions import Cut, Region
 
 aten = torch.ops.aten
@@ -151,7 +151,9 @@ def _follow(region: Region, u: fx.Node, *, gates: bool) -> _Followed:
         held = all(arg in moving or arg in steered or _normalises(arg, depth) for arg in dependent)
         if along and held and is_affine(node, along.__contains__):
             moving[node] = along
-        elif along and reads == [node.args[0]] and (node.target in NORMS or (gates and node.target in ACTIVATIONS)):
+        elif (
+            along and reads == [node.args[0]] and (node.target in HELD_NORMS or (gates and node.target in ACTIVATIONS))
+        ):
             moving[node] = along
             whole.add(node)
         elif gates and along and (chosen := _gated(node, along, depth)) is not None:

@@ -22,7 +22,7 @@ from jetgraph.structure.operators import aten, is_float_tensor, packet_of
 from jetgraph.structure.pieces import Pieces, cleaned, copy_of, lying
 from jetgraph.structure.readings import behind
 from jetgraph.structure.regions import Join
-from jetgraph.structure.streams import Way, main_way, reads_beside
+from jetgraph.structure.streams import Track, main_track, reads_beside
 from jetgraph.structure.sums import Sum, bare, flattened
 from jetgraph.tracing.traced import Traced
 
@@ -42,25 +42,25 @@ class Gathering:
         return behind(flow, bare(self.total), self.points)
 
 
-def gathered(flow: Dataflow, ways: Sequence[Way]) -> Gathering | None:
+def gathered(flow: Dataflow, tracks: Sequence[Track]) -> Gathering | None:
     """The program with what the output reads of several points of a stream side by side; None where it reads one point
     of each stream alone, or what it reads has no shape in common.
     """
-    main = main_way(flow, ways)
+    main = main_track(flow, tracks)
     if main is None:
         return None
     # What a head makes after that may be a stream of its own, where no point had it all.
-    others = [(way, ways[main].joins[0].fork) for way in ways if way is not ways[main]]
-    for way, end in [(ways[main], flow.traced.output), *others]:
-        if flow.depends(end, way.points[-1]) and reads_beside(flow, way, end):
-            state = _place(flow, way.points, end)
+    others = [(track, tracks[main].joins[0].fork) for track in tracks if track is not tracks[main]]
+    for track, end in [(tracks[main], flow.traced.output), *others]:
+        if flow.depends(end, track.points[-1]) and reads_beside(flow, track, end):
+            state = _place(flow, track.points, end)
             if state is not None:
                 at, values = state
                 total = _own(flow, values)
                 return (
-                    _written(flow, way.points, at, values)
+                    _written(flow, track.points, at, values)
                     if total is None
-                    else Gathering(flow.traced, total, way.points)
+                    else Gathering(flow.traced, total, track.points)
                 )
     return None
 

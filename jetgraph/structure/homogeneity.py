@@ -32,8 +32,8 @@ _CENTRED = {
 }  # fmt: skip
 """Norms that take the mean off first."""
 
-_NORMS = NORMS - {aten.sqrt, aten.rsqrt, aten._native_batch_norm_legit_no_training}
-"""Those of numbers of the value itself, in one operator."""
+_OWN_NORMS = NORMS - {aten._native_batch_norm_legit_no_training}
+"""Those by statistics of the value itself, or that may be so."""
 
 _ROWS = {aten.layer_norm, aten.rms_norm}
 """Norms over the last dimensions."""
@@ -227,7 +227,7 @@ class _Degrees:
                 self._linear.add(node)
             return
         packet = packet_of(node)
-        squares = packet in _NORMS | _LENGTHS.keys() | _DEVIATIONS or (packet is aten.pow and node.args[1] == 2)
+        squares = packet in _OWN_NORMS | _LENGTHS.keys() | _DEVIATIONS or (packet is aten.pow and node.args[1] == 2)
         itself = packet in _PRODUCTS and len(set(node.args[:2])) == 1
         if squares or itself:
             read = next(arg for arg in reads if arg in self._linear)
@@ -254,7 +254,7 @@ class _Degrees:
             return self._in_row(packet, bound, first) if len(reads) == 1 else None
         if any(degree is None or isinstance(degree, list | _Row) for degree in degrees):
             return None
-        if packet in _NORMS:
+        if packet in _OWN_NORMS:
             return self._normed(packet, bound, reads)
         if packet is aten.cat and len(set(degrees)) == 1 and (len(bound["tensors"]) > len(degrees)):
             return _Row(_from_end(node, bound.get("dim", 0)), first)

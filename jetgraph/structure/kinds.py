@@ -9,12 +9,13 @@ import torch
 from torch import fx
 
 from jetgraph.jets.registry import values_read
-from jetgraph.structure.contractions import SUMS, factors_of, gathered, labels_of, weighted, written_out
+from jetgraph.structure.contractions import SUMS, factors_of, labels_of, summed_by_index, weighted, written_out
 from jetgraph.structure.operators import (
     CONVOLUTIONS,
     IDENTITY,
     NORMS,
     RECURRENT,
+    ROOTS,
     SOFTMAX,
     is_float_tensor,
     is_mixing,
@@ -66,7 +67,7 @@ def attention_products(region: Region) -> dict[fx.Node, fx.Node]:
         elif packet in SOFTMAX:
             starts |= dict.fromkeys(_weighted_by(node, region, scored=bool(made)), node)
         elif is_softmax_of_neighbours(node):
-            starts |= dict.fromkeys(_gathered_with(node, region), node)
+            starts |= dict.fromkeys(_summed_with(node, region), node)
         above[node] = made
     return {node: starts[node] for node in region.nodes if node in starts}
 
@@ -113,7 +114,7 @@ def _weighted_by(softmax: fx.Node, region: Region, scored: bool) -> Iterator[fx.
                 yield from (one for one in totals if written_out(one) or sums_places(region, one, softmax))
 
 
-def _gathered_with(weights: fx.Node, region: Region) -> Iterator[fx.Node]:
+def _summed_with(weights: fx.Node, region: Region) -> Iterator[fx.Node]:
     """The sums over neighbours of what weights are multiplied with."""
     stack = [weights]
     while stack:
@@ -121,7 +122,9 @@ def _gathered_with(weights: fx.Node, region: Region) -> Iterator[fx.Node]:
             if user in region.node_set and packet_of(user) in IDENTITY:
                 stack.append(user)
             elif user in region.node_set and packet_of(user) is aten.mul:
-                yield from (reader for reader in user.users if reader in region.node_set and gathered(reader) is user)
+                yield from (
+                    reader for reader in user.users if reader in region.node_set and summed_by_index(reader) is user
+                )
 
 
 def branch_kind(region: Region) -> str:
@@ -141,7 +144,7 @@ def map_kind(region: Region) -> str:
     """`map`, `norm` or `act`: what a map on the stream is named after."""
     if any(map(is_mixing, region.nodes)) or region.affine:
         return "map"
-    return "norm" if any(packet_of(node) in NORMS for node in region.nodes) else "act"
+    return "norm" if any(packet_of(node) in NORMS | ROOTS for node in region.nodes) else "act"
 
 
 def _scans(region: Region) -> bool:

@@ -73,9 +73,12 @@ PRODUCTS = {aten.bmm, aten.baddbmm, aten.matmul, aten.mm, aten.einsum}
 SOFTMAX = {aten.softmax, aten._softmax, aten._safe_softmax}
 NORMS = {
     aten.layer_norm, aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm, aten.group_norm,
-    aten.native_group_norm, aten.batch_norm,
-    aten._native_batch_norm_legit_no_training, aten.instance_norm, aten.rsqrt, aten.sqrt,
+    aten.native_group_norm, aten.batch_norm, aten._native_batch_norm_legit_no_training, aten.instance_norm,
 }  # fmt: skip
+"""Norms that are one operator, by statistics of the value or by kept ones."""
+
+ROOTS = {aten.rsqrt, aten.sqrt}
+"""Operators by which code that writes a norm out comes to a length."""
 
 
 def packet_of(node: fx.Node) -> Any:

@@ -50,8 +50,8 @@ class Axis:
 _OVER_LAST = {aten.layer_norm.default: True, aten.rms_norm.default: False}
 """Norms over the last dimensions that are one operator, and whether they take the mean off first."""
 
-NORMS = {*_OVER_LAST, aten.group_norm.default}
-"""All norms that are one operator."""
+HELD_NORMS = {*_OVER_LAST, aten.group_norm.default}
+"""The norms that are one operator and that are held here."""
 
 
 def whole_of(node: fx.Node) -> fx.Node:
@@ -63,7 +63,7 @@ def whole_of(node: fx.Node) -> fx.Node:
 
 def held(node: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int) -> Any:
     """A norm or an activation of the part among `values`, held at what it is of the whole x."""
-    return (held_norm if node.target in NORMS else held_activation)(node, x, values, order)
+    return (held_norm if node.target in HELD_NORMS else held_activation)(node, x, values, order)
 
 
 def held_norm(norm: fx.Node, x: Any, values: Mapping[fx.Node, Any], order: int) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx
 
 from jetgraph.jets.registry import bind
-from jetgraph.structure.contractions import SUMS, gathered
+from jetgraph.structure.contractions import SUMS, summed_by_index
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.dimensions import LAYOUTS, Dimensions, Layout
 from jetgraph.structure.dimensions.changes import laid_out, of_one, places_of
@@ -106,7 +106,7 @@ def is_softmax_of_neighbours(node: fx.Node) -> bool:
         and isinstance(top, fx.Node)
         and packet_of(top) is aten.exp
         and isinstance(total, fx.Node)
-        and _as_it_was(gathered(total)) is top
+        and _as_it_was(summed_by_index(total)) is top
     )
 
 

@@ -19,7 +19,7 @@ from jetgraph.jets.interpreter import evaluate, op_in_module
 from jetgraph.jets.series import Series, centre
 from jetgraph.structure.dimensions.factors import size_read
 from jetgraph.structure.homogeneity import Scaling, degree, scaling
-from jetgraph.structure.parts import NORMS, Axis, held, kept, lifted, minus, whole_of, zeros_like
+from jetgraph.structure.parts import HELD_NORMS, Axis, held, kept, lifted, minus, whole_of, zeros_like
 from jetgraph.structure.products import Product, product
 from jetgraph.tracing.traced import Traced
 
@@ -167,7 +167,7 @@ class Cut:
         wholes = {node: opened[whole_of(node)] for node in self.whole}
         if frozen is not None:
             for node in self.whole:
-                if (gate := "norm" if node.target in NORMS else "gate") not in frozen.gates:
+                if (gate := "norm" if node.target in HELD_NORMS else "gate") not in frozen.gates:
                     raise InputError(
                         f"with gates={frozen.gates} held, a part before {op_in_module(node)} is not affine: "
                         f"add {gate!r} to the gates, or take a jet or an atom there"

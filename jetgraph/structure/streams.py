@@ -1,9 +1,9 @@
 """Joins → streams: chains of joins, the maps between them, and where a stream starts and is left.
 
 chain    joins at depth 0, each of which forks from the one before it, up to a map;
-way      the chain with its encoder and, before every join, the maps that lead to it: every value of the stream is
+track    the chain with its encoder and, before every join, the maps that lead to it: every value of the stream is
          known then, so that operands which read earlier ones become branches (long skips);
-stream   the way with names.
+stream   the track with names.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from jetgraph.structure.regions import Branch, Encoder, Join, JoinStage, MapStag
 
 @dataclass(frozen=True, eq=False)
 class Leg:
-    """A join of a way, and the maps that lead to it from the point before."""
+    """A join of a track, and the maps that lead to it from the point before."""
 
     maps: tuple[Region, ...]
     join: Join
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
-    """A chain of joins as the way of a stream."""
+class Track:
+    """A stream before it has names: a chain of joins with where it starts, and the maps between them."""
 
     encoder: Encoder
     legs: tuple[Leg, ...]
@@ -54,14 +54,14 @@ class Way:
         return (self.encoder.exit, *after)
 
 
-# Ways
+# Tracks
 
 
-def find_ways(flow: Dataflow, joins: Sequence[Join]) -> tuple[Way, ...]:
-    """The ways of all streams, in topological order of their first joins."""
+def find_tracks(flow: Dataflow, joins: Sequence[Join]) -> tuple[Track, ...]:
+    """The tracks of all streams, in topological order of their first joins."""
     ends = [join.node for join in joins]
     ends += {node for join in joins for region in join.inside for node in region.nodes if mixes(node)}
-    return tuple(_way(flow, chain, ends) for chain in chains(flow, [join for join in joins if join.depth == 0]))
+    return tuple(_track(flow, chain, ends) for chain in chains(flow, [join for join in joins if join.depth == 0]))
 
 
 def chains(flow: Dataflow, joins: Sequence[Join]) -> list[list[Join]]:
@@ -122,7 +122,7 @@ def _is_left_behind(flow: Dataflow, before: Join, join: Join, joins: Sequence[Jo
     return any(flow.depends(node, before.node) and not flow.depends(node, join.fork) for node in beside)
 
 
-def _way(flow: Dataflow, chain: Sequence[Join], ends: Sequence[fx.Node]) -> Way:
+def _track(flow: Dataflow, chain: Sequence[Join], ends: Sequence[fx.Node]) -> Track:
     """The points of a chain of joins: where it starts, and the maps before each of its joins."""
     start = encoder(flow, _start(flow, chain), ends)
     legs: list[Leg] = []
@@ -134,7 +134,7 @@ def _way(flow: Dataflow, chain: Sequence[Join], ends: Sequence[fx.Node]) -> Way:
         points += [region.exit for region in maps]
         legs.append(Leg(maps, _reading(flow, join, points)))
         points.append(join.node)
-    return Way(start, tuple(legs))
+    return Track(start, tuple(legs))
 
 
 def _start(flow: Dataflow, chain: Sequence[Join]) -> fx.Node:
@@ -210,30 +210,30 @@ def _reshapes(flow: Dataflow, entry: fx.Node, exit: fx.Node) -> bool:
 # Streams
 
 
-def find_streams(flow: Dataflow, ways: Sequence[Way], labels: Labels) -> tuple[list[Stream], Stream | None]:
+def find_streams(flow: Dataflow, tracks: Sequence[Track], labels: Labels) -> tuple[list[Stream], Stream | None]:
     """The streams beside the main one, and the main one, which leads to the output, if there is any."""
-    main = main_way(flow, ways)
-    streams = [_stream(flow, way, labels, numbers) for way, numbers in zip(ways, labels.numbers, strict=True)]
+    main = main_track(flow, tracks)
+    streams = [_stream(flow, track, labels, numbers) for track, numbers in zip(tracks, labels.numbers, strict=True)]
     return streams, None if main is None else _left(flow, streams.pop(main), flow.traced.output)
 
 
-def main_way(flow: Dataflow, ways: Sequence[Way]) -> int | None:
-    """The number of the way that leads to the output: of several, that whose end is nearest to it."""
-    ends = [way.points[-1] for way in ways]
+def main_track(flow: Dataflow, tracks: Sequence[Track]) -> int | None:
+    """The number of the track that leads to the output: of several, that whose end is nearest to it."""
+    ends = [track.points[-1] for track in tracks]
     reaching = [number for number, end in enumerate(ends) if flow.depends(flow.traced.output, end)]
     return max(reaching, key=lambda number: flow.positions[ends[number]], default=None)
 
 
-def reads_beside(flow: Dataflow, way: Way, node: fx.Node) -> bool:
-    """A value is made of other points of a way besides the last one."""
-    return any(flow.depends(read, way.points[0]) for read in flow.region(way.points[-1], node).side)
+def reads_beside(flow: Dataflow, track: Track, node: fx.Node) -> bool:
+    """A value is made of other points of a track besides the last one."""
+    return any(flow.depends(read, track.points[0]) for read in flow.region(track.points[-1], node).side)
 
 
-def _stream(flow: Dataflow, way: Way, labels: Labels, numbers: Numbers) -> Stream:
+def _stream(flow: Dataflow, track: Track, labels: Labels, numbers: Numbers) -> Stream:
     unique = Uniquely()
     stages: list[Stage] = []
-    points = [way.encoder.exit]
-    for leg, before in zip(way.legs, (None, *numbers.of_joins), strict=False):
+    points = [track.encoder.exit]
+    for leg, before in zip(track.legs, (None, *numbers.of_joins), strict=False):
         for region in leg.maps:
             stages.append(_map_stage(flow, region, numbers, before, unique))
             points.append(region.exit)
@@ -244,7 +244,7 @@ def _stream(flow: Dataflow, way: Way, labels: Labels, numbers: Numbers) -> Strea
         )
         stages.append(JoinStage(step, join, flow.region(join.fork, join.node)))
         points.append(join.node)
-    return Stream(way.encoder, tuple(stages))
+    return Stream(track.encoder, tuple(stages))
 
 
 def _map_stage(flow: Dataflow, region: Region, numbers: Numbers, before: int | None, unique: Uniquely) -> MapStage:

@@ -1,58 +1,38 @@
 """Walks from state to state: where several values go on beside each other, and what each step adds to them.
 
 cut    the values that are made by one place of the graph and read after it: a *state* if all of them go on;
-step   from one state to the next: each value of the next is a sum of an affine image of the state (its skip), and of
-       what is made of the state otherwise (branches).
+walk   a state and the steps from it (`jetgraph.structure.steps`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
 from torch import fx
 
-from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow
-from jetgraph.structure.images import held_image
-from jetgraph.structure.operators import aten, is_float_tensor, is_mixing, mixes, packet_of
+from jetgraph.structure.operators import aten, is_float_tensor, mixes
 from jetgraph.structure.pieces import lying
 from jetgraph.structure.regions import Join
 from jetgraph.structure.steering import only_steers
-from jetgraph.structure.sums import flattened, is_whole_sum
+from jetgraph.structure.steps import (
+    Known,
+    Next,
+    Step,
+    adding_step,
+    between,
+    is_mixed,
+    lies_whole,
+    mapping_step,
+    mixing_step,
+    way_from,
+)
+from jetgraph.structure.sums import is_whole_sum
 
 Cuts = Mapping[fx.Node, tuple[fx.Node, ...]]
 """By node, what is made up to there and read later; in execution order."""
-
-
-@dataclass(frozen=True, eq=False)
-class Next:
-    """A value of a state, as a sum over the state before it."""
-
-    node: fx.Node
-    skip: tuple[fx.Node, ...]
-    """Affine images of values of the state before, where factors are held; the value itself where it stays."""
-    branches: tuple[fx.Node, ...]
-    injections: tuple[fx.Node, ...]
-    homes: tuple[int, ...]
-    """Which values of the state before these are images of."""
-    gates: tuple[fx.Node, ...] = ()
-    """Factors that are made of the state, with which they are."""
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """From one state to the next."""
-
-    at: fx.Node
-    """The node at which the next state is there."""
-    nexts: tuple[Next, ...]
-
-    @property
-    def state(self) -> tuple[fx.Node, ...]:
-        """The values of the next one."""
-        return tuple(each.node for each in self.nexts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +112,7 @@ def _further(flow: Dataflow, walk: Walk) -> Walk:
         state = steps[-1].state
         if len(state) < 2:
             break
-        step = _step(flow, state, node, live, all_carried=False) if may_be_point(node) else None
+        step = adding_step(flow, state, node, live, all_carried=False) if may_be_point(node) else None
         if step is not None and _crosses(flow, state, step):
             steps.append(step)
     longer = replace(walk, steps=tuple(steps))
@@ -143,7 +123,7 @@ def _crosses(flow: Dataflow, state: Sequence[fx.Node], step: Step) -> bool:
     """A step keeps values of a state as they are, or lays some side by side, but for some that it adds to, by what
     reads another one; or it is the sum of all in which they end.
     """
-    if _is_mixed(flow, state, step) or any(each.gates for each in step.nexts):
+    if is_mixed(flow, state, step) or any(each.gates for each in step.nexts):
         return False
     if len(step.nexts) == 1 and len(step.nexts[0].skip) > 1:
         return set(step.nexts[0].skip) <= {*state}
@@ -189,7 +169,7 @@ def _walk(flow: Dataflow, cuts: Cuts, ends: Sequence[fx.Node], joined: Mapping[f
     grown: Walk | None = None
     other: Walk | None = None
     # What goes on from a start is live at many ends, and is looked at once for all of them.
-    known: dict[fx.Node, dict[fx.Node, Next | None]] = {at: {} for at in cuts}
+    known: dict[fx.Node, Known] = {at: {} for at in cuts}
     for end in ends:
         starts = [at for at in cuts if flow.positions[at] < flow.positions[end]]
         beginnings = [
@@ -221,9 +201,7 @@ def _settled(flow: Dataflow, beginnings: Sequence[Beginning], joined: Collection
 
     fewest = [one for one in beginnings if number(one) == min(map(number, beginnings))]
     single = [
-        one
-        for one in fewest
-        if len(one[1]) == 1 and not any(node in joined for node in _branches(flow, one[1], one[2]))
+        one for one in fewest if len(one[1]) == 1 and not any(node in joined for node in between(flow, one[1], one[2]))
     ]
     chosen, *others = sorted(single or fewest, key=_new)
     for other in others:
@@ -261,18 +239,26 @@ def _steps(
         yield step
         state, past = step.state, flow.positions[step.at]
         later = {node: live for node, live in cuts.items() if flow.positions[node] > past}
-        following = _following(flow, state, later, ends, joined)
+        following = _first_of(flow, state, _steps_from(flow, state, later, ends), joined)
         if following is None:
             # The last layer's sum may go on into one that reads the other streams as well.
             inner = [n for n in later if n.target is aten.add.Tensor and n not in ends and not only_steers(n)]
-            last = _following(flow, state, {node: later[node] for node in inner}, inner)
+            last = _first_of(flow, state, _steps_from(flow, state, {node: later[node] for node in inner}, inner))
             following = last if last is not None and len(last.nexts) == len(state) else None
-        if following is None or _is_mixed(flow, state, following):
+        if following is None or is_mixed(flow, state, following):
             end = len(flow.nodes) if following is None else flow.positions[following.at]
-            before = {node: live for node, live in later.items() if flow.positions[node] < end}
-            mixed = _following(flow, state, before, ends, affine=True)
+            before = {node: later[node] for node in ends if node in later and flow.positions[node] < end}
+            mixed = _first_of(flow, state, (mixing_step(flow, state, *cut) for cut in before.items()))
             following = following if mixed is None or _has(following, mixed, len(state)) else mixed
         step = following or _grown(flow, state, later, joined)
+
+
+def _steps_from(
+    flow: Dataflow, state: Sequence[fx.Node], cuts: Cuts, ends: Collection[fx.Node]
+) -> Iterator[Step | None]:
+    """From a state to what is live at each node: the step that adds to it at an end, else the one that maps it."""
+    for at, live in cuts.items():
+        yield adding_step(flow, state, at, live) if at in ends else mapping_step(flow, state, at, live)
 
 
 def _has(step: Step | None, mixed: Step, number: int) -> bool:
@@ -304,51 +290,24 @@ def _left(flow: Dataflow, start: Sequence[fx.Node], steps: Sequence[Step]) -> tu
     """
     number = 1 + max((at for at, step in enumerate(steps) if any(each.branches for each in step.nexts)), default=-1)
     states = [start, *(step.state for step in steps)]
-    while number < len(steps) and not _is_mixed(flow, states[number], steps[number]):
+    while number < len(steps) and not is_mixed(flow, states[number], steps[number]):
         number += 1
     return tuple(steps[:number])
 
 
-def _following(
-    flow: Dataflow,
-    state: Sequence[fx.Node],
-    cuts: Cuts,
-    ends: Sequence[fx.Node],
-    joined: Collection[fx.Node] = (),
-    *,
-    affine: bool = False,
+def _first_of(
+    flow: Dataflow, state: Sequence[fx.Node], steps: Iterable[Step | None], joined: Collection[fx.Node] = ()
 ) -> Step | None:
-    """The first step from a state to one of these; to a state of more values only where there is no other, or none but
-    with whole joins in its branches.
+    """The first of the steps that there are from a state; one to a state of more values only where there is no other,
+    or none but with whole joins in its branches.
     """
     larger: Step | None = None
-    for at, live in cuts.items():
-        if at in ends:
-            step = _step(flow, state, at, live, affine=affine)
-        else:
-            step = None if affine else _map(flow, state, at, live)
-        if step is not None and len(step.nexts) <= (1 if _lies_whole(state, step) else len(state)):
-            whole = larger and any(node in joined for node in _branches(flow, state, step))
+    for step in steps:
+        if step is not None and len(step.nexts) <= (1 if lies_whole(state, step) else len(state)):
+            whole = larger and any(node in joined for node in between(flow, state, step))
             return larger if whole else step
         larger = larger or step
     return larger
-
-
-def _branches(flow: Dataflow, state: Sequence[fx.Node], step: Step) -> tuple[fx.Node, ...]:
-    """What lies between a state and what is added to it."""
-    return way_from(flow, state, [branch for each in step.nexts for branch in each.branches])
-
-
-def _lies_whole(state: Sequence[fx.Node], step: Step) -> bool:
-    """A value of the next state is all of the one before, side by side: what is beside it is code of its branches."""
-    return any(packet_of(each.node) is aten.cat and {*state} <= {*nodes_in(each.node.args[:1])} for each in step.nexts)
-
-
-def _is_mixed(flow: Dataflow, state: Sequence[fx.Node], step: Step) -> bool:
-    """Something learned lies between a state and its image in the next one."""
-    images = [image for each in step.nexts for image in each.skip]
-    gates = [gate for each in step.nexts for gate in each.gates]
-    return any(map(mixes, way_from(flow, state, images, gates)))
 
 
 def _first_step(
@@ -356,12 +315,12 @@ def _first_step(
     start: Sequence[fx.Node],
     at: fx.Node,
     end: Sequence[fx.Node],
-    known: dict[fx.Node, Next | None],
+    known: Known,
 ) -> tuple[tuple[fx.Node, ...], Step] | None:
     """The values at a place that go on in the state at another one, and the step to that, if it is one; `known` holds
     what later values are over all of the start.
     """
-    step = _step(flow, start, at, end, all_carried=False, known=known)
+    step = adding_step(flow, start, at, end, all_carried=False, known=known)
     if step is None or len(step.nexts) < 2:
         return None
     homes = {home for each in step.nexts for home in each.homes}
@@ -369,107 +328,7 @@ def _first_step(
     others = [node for place, node in enumerate(start) if place not in homes]
     if not all(map(is_float_tensor, kept)) or any(flow.depends(other, node) for other in others for node in kept):
         return None
-    step = _step(flow, kept, at, end)
+    step = adding_step(flow, kept, at, end)
     if step is None:
         return None
-    return None if _is_mixed(flow, kept, step) else (kept, step)
-
-
-def _step(
-    flow: Dataflow,
-    state: Sequence[fx.Node],
-    at: fx.Node,
-    live: Sequence[fx.Node],
-    *,
-    all_carried: bool = True,
-    affine: bool = False,
-    known: dict[fx.Node, Next | None] | None = None,
-) -> Step | None:
-    """The step from a state to what is live at a node, if each value of that carries the state on, and adds to it;
-    `affine` where they only mix it.
-    """
-    known = {} if known is None else known
-    nexts: list[Next] = []
-    mask = flow.mask(state)
-    for node in live:
-        if not flow.touches(node, mask):
-            continue  # no part of the state: what the streams are given from outside
-        if node not in known:
-            known[node] = _next(flow, state, node)
-        each = known[node]
-        if each is None:
-            return None
-        nexts.append(each)
-    carried = {home for each in nexts for home in each.homes}
-    branches = [branch for each in nexts for branch in each.branches]
-    if (all_carried and len(carried) < len(state)) or any(map(mixes, way_from(flow, state, branches))) is affine:
-        return None
-    if affine and (branches or all(node in state for node in live) or any(_is_product(flow, state, e) for e in nexts)):
-        return None
-    nexts.sort(key=lambda each: (each.homes, flow.positions[each.node]))
-    return Step(at, tuple(nexts))
-
-
-def _is_product(flow: Dataflow, state: Sequence[fx.Node], each: Next) -> bool:
-    """A value is made of several others by layers alone: a branch's code, and none of them goes on in it."""
-    return len(each.homes) > 1 and all(
-        any(map(mixes, way_from(flow, state, [image], each.gates))) for image in each.skip
-    )
-
-
-def _map(flow: Dataflow, state: Sequence[fx.Node], at: fx.Node, live: Sequence[fx.Node]) -> Step | None:
-    """The step in which a value of the state is replaced by a function of it, such as a post-norm."""
-    gone = [node for node in state if node not in live]
-    way = way_from(flow, state, [at])
-    read = {parent for inner in way for parent in flow.parents[inner]}.intersection(state)
-    others = [node for node in live if node not in state and node is not at]
-    beside = any(flow.depends(node, before) for node in others for before in state)
-    if len(gone) != 1 or read != set(gone) or beside or not is_float_tensor(at) or any(map(mixes, way)):
-        return None
-    if at.meta["shape"] != gone[0].meta["shape"]:
-        return None  # A mean of a value is what a branch reads of it.
-    nexts = [at if node in gone else node for node in state]
-    return Step(at, tuple(Next(node, (node,), (), (), (place,)) for place, node in enumerate(nexts)))
-
-
-def _next(flow: Dataflow, state: Sequence[fx.Node], node: fx.Node) -> Next | None:
-    """A value as a sum of affine images of a state and others; of nothing but branches it is none."""
-    if not is_float_tensor(node):
-        return None
-    operands = (node,) if node in state else flattened(flow, node, state).operands
-    skip, branches, injections, gates, homes = [], [], [], [], set[int]()
-    for operand in operands:
-        held = held_image(flow, operand, state)
-        way = way_from(flow, state, [operand], held or ())
-        if held and any(mixes(inner) and not is_mixing(inner) for inner in way):
-            # Messages to neighbours, a(h) (x_i − x_j), are what a branch makes of a state.
-            held, way = None, way_from(flow, state, [operand])
-        inside = {*state, *way}
-        read = {operand, *(parent for inner in way for parent in flow.parents[inner])}.intersection(state)
-        if held is None and not read:
-            injections.append(operand)
-        elif held is not None or all(flow.affine(inner, inside) for inner in way):
-            skip.append(operand)
-            gates += held or ()
-            homes.update(map(state.index, read))
-        else:
-            branches.append(operand)
-    # One that starts at a constant has no skip yet.
-    if all(operand.meta["shape"] != node.meta["shape"] for operand in (*skip, *injections)):
-        return None
-    return Next(node, tuple(skip), tuple(branches), tuple(injections), tuple(sorted(homes)), tuple(gates))
-
-
-def way_from(
-    flow: Dataflow, state: Sequence[fx.Node], ends: Sequence[fx.Node], held: Sequence[fx.Node] = ()
-) -> tuple[fx.Node, ...]:
-    """The nodes between a state and values that are made of it, these with them, but for those behind what is held."""
-    known, mask = {*state, *held}, flow.mask(state)
-    nodes = [end for end in ends if end not in known]
-    known.update(nodes)
-    for node in nodes:
-        for parent in flow.parents[node]:
-            if parent not in known and flow.touches(parent, mask):
-                known.add(parent)
-                nodes.append(parent)
-    return tuple(nodes)
+    return None if is_mixed(flow, kept, step) else (kept, step)

@@ -51,7 +51,10 @@ def copy_program(
     program = exported.program
     result = next(node for node in program.graph.nodes if node.op == "output").args[0][-1]
     if not isinstance(result, fx.Node):
-        raise TraceError(f"the output {picked!r} is the constant {result!r}, not a tensor that the inputs change")
+        raise TraceError(
+            f"the output {picked!r} is the constant {result!r}, not a tensor that the inputs change: name another one "
+            "with output="
+        )
     decisions = None if answered is None else _decisions(program, answered)
     live = _ancestors(result)
     _check_nodes(live)
@@ -171,8 +174,8 @@ class _Copy:
         """Raise `TraceError` for a node that is no call of an operator."""
         if node.op != "call_function":
             raise TraceError(
-                f"the traced graph holds the node {node.name!r} of kind {node.op!r} ({node.target}), which "
-                f"cannot be analysed"
+                f"{_named_module(node)} holds the node {node.name!r} of kind {node.op!r} ({node.target}), which is no "
+                "call of an operator: replace it by ordinary operators"
             )
         self._put(node)
 

@@ -16,7 +16,9 @@ def pick(result: Any, output: str | int | None) -> tuple[str, Tensor]:
     """The tensor of a model's result that `output` names, with its name."""
     if isinstance(result, Tensor):
         if output not in (None, 0, "0", "logits", "output"):
-            raise TraceError(f"output={output!r} was asked for, but the model returns a single tensor")
+            raise TraceError(
+                f"output={output!r} was asked for, but the model returns a single tensor: leave output= out"
+            )
         return "output", result
     if output is not None:
         value = result
@@ -31,7 +33,10 @@ def pick(result: Any, output: str | int | None) -> tuple[str, Tensor]:
             return name, value
     for name, value in _floats(result):
         return name, value
-    raise TraceError(f"the model returns no float tensor, but a {type(result).__name__}")
+    raise TraceError(
+        f"the model returns no float tensor, but a {type(result).__name__}: trace a function that calls it and returns "
+        "the tensor to explain"
+    )
 
 
 def _member(value: Any, part: str, result: Any) -> Any:

@@ -191,7 +191,7 @@ class Traced:
                 if isinstance(size, str) and size.isidentifier() and known.setdefault(size, actual) != actual:
                     raise InputError(
                         f"input {name!r} has {size} {actual}, but input {owners[size]!r} has {size} {known[size]}: "
-                        "in the trace they were the same"
+                        "in the trace they were the same, so give inputs that agree, or trace the model again"
                     )
                 owners.setdefault(str(size), name)
         return known
@@ -204,10 +204,15 @@ class Traced:
                 if isinstance(size, int):
                     continue
                 if not actual:
-                    raise InputError(f"input {name!r} is empty: its shape is {tuple(value.shape)}")
+                    raise InputError(
+                        f"input {name!r} is empty: its shape is {tuple(value.shape)}; every size is 1 or more"
+                    )
                 owners.setdefault(size, name)
                 if not size.isidentifier() and size_of(size, known) != actual:
-                    raise InputError(f"input {name!r} has {actual} where the trace has {size}, with {_listed(known)}")
+                    raise InputError(
+                        f"input {name!r} has {actual} where the trace has {size}, with {_listed(known)}: give inputs "
+                        "that fit each other, or trace the model again"
+                    )
         check_guards(self.guards, known, owners)
         for lookup in self.counted:
             lookup.check(known)
@@ -247,7 +252,8 @@ class Traced:
         shape = self.input_shapes[name]
         if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
             raise InputError(
-                f"input {name!r} is a {type(value).__name__}, not a tensor of plain memory as in the trace"
+                f"input {name!r} is a {type(value).__name__}, not a tensor of plain memory as in the trace: give one, "
+                "neither sparse nor quantised"
             )
         if (kind := _kind(value.dtype)) != (traced := _kind(node.meta["dtype"])):
             raise InputError(
@@ -255,7 +261,10 @@ class Traced:
                 "operators such as an index or a negation differ by kind: convert it, or trace the model again with it"
             )
         if not _width_fits(value.dtype, node):
-            raise InputError(f"input {name!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace")
+            raise InputError(
+                f"input {name!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace: convert it, or "
+                "trace the model again with it"
+            )
         if len(self.devices) == 1 and value.device not in self.devices:
             (device,) = self.devices
             raise InputError(f"input {name!r} is on {value.device}, but the weights are on {device}: move it")

@@ -31,13 +31,25 @@ class UnlikeError(TraceError):
         self.found = found
 
 
+def replayed(traced: Traced, args: Any, kwargs: Any) -> Tensor:
+    """What a traced graph gives on inputs."""
+    values = {**traced.state_values(), **traced.input_values(args, kwargs)}
+    with torch.no_grad():
+        return evaluate(traced.graph.nodes, values, keep={traced.output})[traced.output]
+
+
+def alike(actual: Tensor, expected: Tensor) -> bool:
+    """One output is another up to rounding, of the same shape."""
+    return actual.shape == expected.shape and compare(actual, expected).good
+
+
 def unlike(model: nn.Module, traced: Traced, inputs: Any, run: Callable[[], Tensor], expected: Tensor) -> TraceError:
     """What to say of a graph that gives something else on the example inputs than the model's output `expected`, where
     `run` calls the model on them again.
     """
     title = type(model).__name__
     again = run()
-    if again.shape != expected.shape or not compare(again, expected).good:
+    if not alike(again, expected):
         return drawn(run) or TraceError(
             f"{title} gives something else when it is called on the example inputs again, so it has no one output to "
             "explain: it draws random numbers that torch does not know of, or depends on state outside its inputs"
@@ -90,7 +102,7 @@ def _first(model: nn.Module, traced: Traced, values: Any, outputs: list[tuple[st
         inside = {node for node, own in paths.items() if not path or own.startswith(f"{path}.")}
         leaving = [node for node in inside if not path or not inside.issuperset(node.users)]
         made = [values[node] for node in leaving if isinstance(values.get(node), Tensor)]
-        if made and not any(value.shape == output.shape and compare(value, output).good for value in made):
+        if made and not any(alike(value, output) for value in made):
             return f", first in module {path!r}{_place(model.get_submodule(path))}" if path else _place(model)
     return ""
 

@@ -662,6 +662,10 @@ class Scores(Pairs):
         return self.head(self.norm(state[0]))
 
 
+OPEN = (Edges, Vectors, Scores, Further, Joint, Normed)
+"""Nets that are traced with open sizes, which take three times as long: one of each kind of pieces."""
+
+
 @pytest.mark.parametrize(
     ("kind", "sites"),
     [
@@ -729,13 +733,14 @@ def test_norms_and_widths(kind: type[Net], sites: list[str]) -> None:
     torch.manual_seed(0)
     net = kind().eval().double()
     inputs: dict[str, Any] = {"x": torch.randint(0, 9, (2, 3))}
-    graph = jg.trace(net, **inputs)
+    graph = jg.trace(net, **inputs, dynamic=kind in OPEN)
     assert [site.alias for site in graph.outline.sites()[:-1]] == sites
     assert len(graph.streams) == 1
     # The last layer's attention reads no value that it would take for a constant.
     assert not any(branch.region.context for join in graph.stream.joins for branch in join.branches)
-    longer = {"x": torch.randint(0, 9, (3, 5))}
-    assert distance(graph(**longer), net(**longer)) < EXACT
+    if kind in OPEN:
+        longer = {"x": torch.randint(0, 9, (3, 5))}
+        assert distance(graph(**longer), net(**longer)) < EXACT
     given = subject(graph, inputs, {"x": torch.randint(0, 9, (2, 3))}, torch.float64)
     assert check_values(given) >= 3 * len(sites)
     frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze(halves=True)}))(**inputs)
@@ -770,8 +775,7 @@ class Pixels(nn.Module):
         return self.head(torch.tanh(h))
 
 
-@pytest.mark.parametrize("layers", [2, 3])
-@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize(("layers", "dynamic"), [(2, True), (3, False)])
 @torch.no_grad()
 def test_what_lies_along_the_batch_is_in_the_row(layers: int, dynamic: bool) -> None:
     torch.manual_seed(0)
@@ -783,14 +787,15 @@ def test_what_lies_along_the_batch_is_in_the_row(layers: int, dynamic: bool) -> 
     assert len(graph.streams) == 1
     given = subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)
     assert check_values(given) >= 3 * layers
-    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze(halves=True)}))(x=x)
-    assert distance(frozen.total, net(x)) < EXACT
     if dynamic:
+        # Of three layers there are 3,072 terms.
+        frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze(halves=True)}))(x=x)
+        assert distance(frozen.total, net(x)) < EXACT
         more = torch.randn(5, 4, 3, 2, dtype=torch.float64)
         assert distance(graph(x=more), net(more)) < EXACT
 
 
-class Edges(nn.Module):
+class Neighbours(nn.Module):
     """Edges of a graph and its nodes, each with layers of their own that read the other; or, without indices, rows of
     one of two tables that are read as a whole.
     """
@@ -823,7 +828,7 @@ def test_that_one_number_is_a_multiple_of_another_may_be_an_accident(whole: bool
     torch.manual_seed(0)
     streams = {}
     for edges in (20, 21, 40):
-        net = Edges(10, edges, whole=whole).eval().double()
+        net = Neighbours(10, edges, whole=whole).eval().double()
         inputs = {"x": torch.randn(10, 8).double(), "edges": torch.randn(edges, 4).double()}
         graph = jg.trace(net, **inputs, dynamic=False)
         streams[edges] = [[(join.kind, len(join.branches)) for join in one.joins] for one in graph.streams]
@@ -901,15 +906,16 @@ def test_streams_of_tokens_with_scales_and_gates_from_outside(kind: type[Two], l
         return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
     example = inputs()
-    graph = jg.trace(net, **example)
+    graph = jg.trace(net, **example, dynamic=kind is Two)
     assert len(graph.streams) == 1
     first, last = ["attn", "attn", "mlp", "mlp"], ["attn", "attn", "mlp", "mlp", "mlp"] if laid else ["attn", "mlp"]
     assert [branch.kind for join in graph.joins for branch in join.branches] == [*first, *last]
     given = subject(graph, example, inputs(), torch.float64)
     assert check_values(given) >= 6
     check_slopes(given)
-    frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze(halves=True)}))(**example)
-    assert distance(frozen.total, net(**example)) < EXACT
+    if not laid:  # else there are 1,152 terms
+        frozen = jg.compile(jg.expand(graph, rules={"*": jg.Freeze(halves=True)}))(**example)
+        assert distance(frozen.total, net(**example)) < EXACT
 
 
 class Sides(nn.Module):
@@ -1016,7 +1022,7 @@ class Meaned(nn.Module):
 def test_rows_that_start_at_one_point_are_a_line_and_branches(rows: int, depth: int, way: str) -> None:
     torch.manual_seed(0)
     net, x = Meaned(rows, depth, way).eval().double(), torch.randn(2, 4, 3, dtype=torch.float64)
-    graph = jg.trace(net, x)
+    graph = jg.trace(net, x, dynamic=False)
     assert len(graph.streams) == 1
     # The last row is the line, to which its last layer and the rows before are added at once.
     assert [join.depth for join in graph.stream.joins] == [0] * 3 * depth
@@ -1112,7 +1118,7 @@ def test_towers_that_exchange_class_tokens(kind: type[Towers], joins: list[list[
     torch.manual_seed(0)
     net = kind().eval().double()
     x = torch.randn(2, 4, 3, dtype=torch.float64)
-    graph = jg.trace(net, x)
+    graph = jg.trace(net, x, dynamic=kind is Towers)
     assert len(graph.streams) == 1
     assert [[branch.kind for branch in join.branches] for join in graph.stream.joins] == 2 * joins
     assert len(graph.joins) - len(graph.stream.joins) == 2 * inner
@@ -1120,8 +1126,9 @@ def test_towers_that_exchange_class_tokens(kind: type[Towers], joins: list[list[
     given = subject(graph, {"x": x}, {"x": torch.randn_like(x)}, torch.float64)
     assert check_values(given) >= 2 * len(joins)
     check_slopes(given)
-    other = torch.randn(3, 4, 3, dtype=torch.float64)
-    assert distance(graph(x=other), net(other)) < EXACT
+    if kind is Towers:
+        other = torch.randn(3, 4, 3, dtype=torch.float64)
+        assert distance(graph(x=other), net(other)) < EXACT
 
 
 class Growing(nn.Module):
@@ -1285,13 +1292,15 @@ class Around(Two):
         return self.head(whole[:, text.shape[1] :] if self.before else whole[:, : -text.shape[1]])
 
 
-@pytest.mark.parametrize(("layers", "before"), [(1, True), (1, False), (2, True)])
-def test_layers_around_others_over_streams_that_are_put_side_by_side(layers: int, before: bool) -> None:
+@pytest.mark.parametrize(
+    ("layers", "before", "dynamic"), [(1, True, True), (1, False, False), (2, True, True), (2, True, False)]
+)
+def test_layers_around_others_over_streams_that_are_put_side_by_side(layers: int, before: bool, dynamic: bool) -> None:
     torch.manual_seed(0)
     net = Around(layers, before=before).eval().double()
     shapes = {"picture": (2, 4, 3), "text": (2, 5, 4), "time": (2, 2)}
     example, other = ({name: torch.randn(shape).double() for name, shape in shapes.items()} for _ in range(2))
-    graph = jg.trace(net, **example)
+    graph = jg.trace(net, **example, dynamic=dynamic)
     assert len(graph.streams) == 1
     outer = [join for join in graph.joins if join.depth == 0]
     assert [len(join.branches) for join in outer] == [*[2] * layers, 1, 1]
@@ -1411,6 +1420,6 @@ class Twice(nn.Module):
 def test_a_sum_that_is_written_twice_is_one_point(alpha: float) -> None:
     torch.manual_seed(0)
     net, h = Twice(alpha).eval().double(), torch.randn(2, 3, WIDTH, dtype=torch.float64)
-    graph = jg.trace(net, h)
+    graph = jg.trace(net, h, dynamic=False)
     assert [(join.kind, join.depth) for join in graph.joins] == [("identity", 0)] * 4
     assert check_values(subject(graph, {"h": h}, {"h": h.flip(0)}, torch.float64)) >= 4

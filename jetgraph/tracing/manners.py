@@ -1,6 +1,6 @@
-"""Ways to call a model for the exporter, one tried after the other: as given; with masks; with its own use of a cache;
-with code that is not told of the exporter; and with derivatives that its code takes, and functions that it maps over a
-dimension, written out.
+"""Manners in which a model is called for the exporter, one tried after the other: as given; with masks; with its own
+use of a cache; with code that is not told of the exporter; and with derivatives that its code takes, and functions that
+it maps over a dimension, written out.
 
 Code that fills in a mask for itself often does so only where nobody traces it, or makes one only where it is traced,
 and some models cannot run without the cache that they keep by default. What is assumed is said in the trace's note, and
@@ -21,7 +21,7 @@ from jetgraph.tracing.calls import call_options, positional_names, signature_of
 
 
 @dataclass(frozen=True)
-class Way:
+class Manner:
     """How a model is called in an export."""
 
     options: Mapping[str, Any]
@@ -69,24 +69,24 @@ def _no() -> bool:
     return False
 
 
-def ways(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Way]:
-    """The ways to call a model with these arguments, the most faithful first."""
+def manners(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Manner]:
+    """The manners in which a model may be called with these arguments, the most faithful first."""
     plain = call_options(model, kwargs)
-    yield Way(plain, {})
+    yield Manner(plain, {})
     masks = dict(_masks_left_out(model, args, kwargs))
     note = f"{' and '.join(masks)} filled in as a tokenizer does where nothing is padding"
     if masks:
-        yield Way(plain, masks, note)
+        yield Manner(plain, masks, note)
     if plain.keys() != kwargs.keys():
         cached = "use_cache as the model has it by default"
-        yield Way(kwargs, {}, cached)
+        yield Manner(kwargs, {}, cached)
         if masks:
-            yield Way(kwargs, masks, f"{note}; {cached}")
+            yield Manner(kwargs, masks, f"{note}; {cached}")
     hidden = "its code is not told that it is exported"
-    yield Way(plain, {}, hidden, unseen=True)
+    yield Manner(plain, {}, hidden, unseen=True)
     if plain.keys() != kwargs.keys():
-        yield Way(kwargs, {}, f"{hidden}; use_cache as the model has it by default", unseen=True)
-    yield Way(plain, {}, derived=True)
+        yield Manner(kwargs, {}, f"{hidden}; use_cache as the model has it by default", unseen=True)
+    yield Manner(plain, {}, derived=True)
 
 
 def _masks_left_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Ways to call a model for the exporter: masks that code fills in only untraced, caches; and random numbers."""
+"""Manners in which a model is called for the exporter: masks that code fills in only untraced, caches, random draws."""
 
 from __future__ import annotations
 
@@ -147,13 +147,13 @@ class Unmasked(Masked):
         (Told(lambda y: y[:, :, None]), torch.randn(2, 4), "not told that it is exported"),
     ],
 )
-def test_other_numbers_in_one_way_lead_to_the_next(model: nn.Module, x: Tensor, said: str) -> None:
+def test_other_numbers_in_one_manner_lead_to_the_next(model: nn.Module, x: Tensor, said: str) -> None:
     graph = jg.trace(model.eval(), x)
     assert re.search(said, repr(graph))
     torch.testing.assert_close(graph(x[:1]), model(x[:1]))
 
 
-def test_other_numbers_in_every_way() -> None:
+def test_other_numbers_in_every_manner() -> None:
     """They are those of a module, with its line, or of a model that gives others each time."""
 
     class Inner(nn.Linear):
@@ -173,18 +173,18 @@ def test_other_numbers_in_every_way() -> None:
             return super().forward(x) * random.random()
 
     x = torch.randn(2, 3, 4)
-    with pytest.raises(jg.TraceError, match=r"does something else .*max error.* module 'inner' at .*test_ways\.py:\d+"):
+    with pytest.raises(jg.TraceError, match=r"does something else .*max error.* 'inner' at .*test_manners\.py:\d+"):
         jg.trace(Outer().eval(), x)
     with pytest.raises(jg.TraceError, match=r"called on the example inputs again.* random numbers that torch does not"):
         jg.trace(Drawn(torch.neg).eval(), x)
 
 
-def test_what_is_refused_in_every_way() -> None:
+def test_what_is_refused_in_every_manner() -> None:
     class Numbers(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.tanh(x * float(x.sum().item() > 0 or x.numpy().sum()))
 
-    with pytest.raises(jg.TraceError, match=r"torch\.export refuses Numbers: .*test_ways\.py:\d+"):
+    with pytest.raises(jg.TraceError, match=r"torch\.export refuses Numbers: .*test_manners\.py:\d+"):
         jg.trace(Numbers().eval(), torch.randn(2, 3))
 
 
@@ -207,7 +207,7 @@ def test_random_numbers_that_the_exporter_does_not_get_to() -> None:
             return x + x.tanh()
 
     with pytest.raises(
-        jg.TraceError, match=r"randperm.* at .*test_ways\.py:\d+.* draws random numbers.*give its numbers"
+        jg.TraceError, match=r"randperm.* at .*test_manners\.py:\d+.* draws random numbers.*give its numbers"
     ):
         jg.trace(Shuffled().eval(), torch.randn(2, 50, 4))
 
