@@ -254,13 +254,13 @@ def faithfulness(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Run the model with only the components, or edges, of an attribution: curves, CPR and CMD."""
-    from jetgraph.applications.attribution.faithful import SIZES
-
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
     given, shares = _given(target, versus, position, heads, split, rules, memory), options.shares_of(sizes, "--sizes")
     if (ablation is Ablation.zero) == bool(other):
         raise InputError("--other PROMPT goes with --ablation mean and resample, and they go with it")
+    from jetgraph.applications.attribution.faithful import SIZES
+
     how: dict[str, Any] = {
         "of": "edges" if of_edges else "components",
         "ablation": ablation.value,

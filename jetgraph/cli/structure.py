@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-import os
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
@@ -23,10 +22,9 @@ from jetgraph.applications.orders import TOLERANCE, tolerated
 from jetgraph.applications.results import cell_text
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.errors import FileError, InputError, amount, big, quoted
+from jetgraph.errors import InputError, amount, big, quoted
 from jetgraph.files.graphs import GRAPHS
-from jetgraph.files.targets import check_target
-from jetgraph.files.writing import is_folder
+from jetgraph.files.targets import check_folder, check_target
 from jetgraph.views.picture import PICTURES, draw
 
 if TYPE_CHECKING:
@@ -85,12 +83,11 @@ def demo(
     as_json: options.Json = False,
 ) -> None:
     """Take a bundled model through every step: trace, expand, draw, compile, lenses, bigrams."""
-    from jetgraph.demo import Demo
-
-    if os.path.exists(output) and not is_folder(output):
-        raise FileError(f"{output} is a file: name a folder with --output")
+    check_folder(output, "--output")
     text = options.prompt_of(options.one_of(prompt, "--prompt", "one text is shown") or "Raise Value")
     console = terminal.console()
+    from jetgraph.demo import Demo
+
     loaded = terminal.load(model)
     steps = Demo(loaded, text, output, spreadsheet).steps()
     if as_json:

@@ -25,8 +25,9 @@ from jetgraph.errors import InputError, MissingExtraError, StateError, Unfinishe
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_folder
 from jetgraph.running.memory import give_back
+from jetgraph.scale.places import check_state
 from jetgraph.scale.shards import Glance, Job, alone, divided_by
-from jetgraph.scale.states import Record, check_state, code
+from jetgraph.scale.states import Record, code
 
 T = TypeVar("T")
 

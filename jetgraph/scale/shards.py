@@ -15,7 +15,8 @@ from jetgraph.errors import InputError, StateError, UnfinishedError, amount, che
 from jetgraph.export.waiting import progress
 from jetgraph.files.writing import shown
 from jetgraph.running.memory import give_back
-from jetgraph.scale.states import Record, State, check_state, clear, code, head_of, is_state
+from jetgraph.scale.places import check_state, clear, head_of, is_state
+from jetgraph.scale.states import Record, State, code
 
 EVERY = 10.0
 """Seconds after which a state is written again."""

@@ -32,16 +32,13 @@ from jetgraph.applications.lenses.remarks import remarks
 from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_features, is_vocabulary, subject
 from jetgraph.errors import FileError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
-from jetgraph.files.targets import check_target
+from jetgraph.files.targets import TENSORS, check_target
 from jetgraph.files.writing import is_file, shown, write_atomically
 from jetgraph.jets.series import Series, check_order, coefficient
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import ADDED, Record, digest_of_model, from_grid, onto_grid
-
-FILES = (".safetensors",)
-"""Suffixes of files of fitted maps."""
 
 Sampled = Literal["one", "all"]
 """Positions of a window whose slopes are taken."""
@@ -101,7 +98,7 @@ class Transport:
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Write sums and counts as .safetensors, and return the file."""
         check(Transport.save, locals())
-        target = check_target(file, FILES)
+        target = check_target(file, TENSORS)
         tensors = {f"h{point}": total.contiguous() for point, total in self.sums.items()}
         facts = {"model": self.model, "count": str(self.count)}
         return write_atomically(target, lambda path: save_file(tensors, path, metadata=facts))
