@@ -37,7 +37,7 @@ from jetgraph.files.writing import is_file, shown, write_atomically
 from jetgraph.jets.series import Series, check_order, coefficient
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
-from jetgraph.scale.shards import each
+from jetgraph.scale.shards import advance, each
 from jetgraph.scale.states import ADDED, Record, digest_of_model, from_grid, onto_grid
 
 Sampled = Literal["one", "all"]
@@ -231,7 +231,10 @@ class _Fit:
             return self._sums(cursor.take(start, stop), self.numbers.take(start, stop))
 
         number, glance = self.windows.units(self.batch)
-        records = each("jacobians", number, compute, self._identity, glance, f"runs of {amount(run, 'window')}")
+        of = f"runs of {amount(run, 'window')}"
+        features = self.one.graph.stream.points[-1].meta["shape"][-1]
+        parts = self.windows.parts(run, features, "rows") if isinstance(features, int) else None
+        records = each("jacobians", number, compute, self._identity, glance, of, parts)
         sums = records()[0]
         totals = {
             point: from_grid(*(sums[f"{ADDED}h{point} {grid}"] for grid in ("coarse", "fine"))) for point in self.points
@@ -284,6 +287,7 @@ def _jacobians(
             for total, slope in zip(totals, slopes, strict=True):
                 if slope is not None:
                     total[feature] = (slope * signs[..., None]).flatten(0, -2).double().sum(0).cpu()
+            advance(len(numbers))
     return dict(zip(points, totals, strict=True)), int(signs.count_nonzero())
 
 
