@@ -26,6 +26,7 @@ from jetgraph.errors import InputError, amount, check
 from jetgraph.export.precision import own_types
 from jetgraph.layout.blocks import block_of
 from jetgraph.layout.laying_out import lay_out
+from jetgraph.numbers import percent
 from jetgraph.views.style import check_width, fit, styled
 
 if TYPE_CHECKING:
@@ -367,7 +368,9 @@ def _most_influential(nodes: Sequence[Node], number: int) -> Tensor:
 
 def _share(graph: Attribution) -> str:
     """What a graph carries, where something was cut."""
-    return "" if graph.nodes[-1].role != "rest" else f", which carry {graph.carried:.4g} ({graph.completeness:.1%})"
+    return (
+        "" if graph.nodes[-1].role != "rest" else f", which carry {graph.carried:.4g} ({percent(graph.completeness)})"
+    )
 
 
 def _measured(value: float, total: float, node: Node) -> dict[str, Any]:
