@@ -24,6 +24,7 @@ from jetgraph.applications.subject import is_vocabulary
 from jetgraph.errors import InputError, big
 from jetgraph.files.writing import make_folder, write_atomically
 from jetgraph.loading import Loaded, quiet
+from jetgraph.numbers import fixed, percent
 from jetgraph.tracing.calls import run_model
 from jetgraph.views.picture import draw
 from jetgraph.views.report import Section, Table
@@ -150,14 +151,14 @@ class Demo:
             ("norm", "term", "says"),
             [(f"{term.norm:.4f}", term.path, term.says) for term in terms.terms],
         )
-        orders = ", ".join(f"order {order}: {rest:.0%}" for order, rest in _remainders(self.graph, self.inputs))
+        orders = ", ".join(f"order {order}: {percent(rest, 0)}" for order, rest in _remainders(self.graph, self.inputs))
         return Section(
             "Evaluate: the largest terms",
             f"{'All' if everything else 'The first'} {len(terms):,} terms of the exhaustive expansion at order 0, "
             "with uniform weights, by the norm of their centred logits at the last position.",
             tables=(table,),
-            after=f"what these terms leave: {float(terms.rest):.0%} of the output. What the components recipe leaves: "
-            f"{orders}",
+            after=f"what these terms leave: {percent(float(terms.rest), 0)} of the output. What the components recipe "
+            f"leaves: {orders}",
         )
 
     def drawing(self) -> Section:
@@ -265,7 +266,7 @@ def _lens_rows(lens: Lens) -> list[tuple[str, ...]]:
         cells = []
         for row in (zeroth, first):
             kl, cosine, rest = (columns[name][row] for name in ("kl", "cosine", "remainder"))
-            cells += [str(columns["top"][row]), f"{kl:.3f}", f"{cosine:.3f}", f"{rest:.2f}"]
+            cells += [str(columns["top"][row]), f"{kl:.3f}", fixed(cosine), f"{rest:.2f}"]
         after = "embeddings" if columns["point"][zeroth] == "h0" else str(columns["after"][zeroth])
         rows.append((str(columns["point"][zeroth]), after, *cells))
     return rows
@@ -276,7 +277,7 @@ def _bigram_rows(bigrams: NGrams) -> list[tuple[str, ...]]:
     columns, rows = bigrams.columns(), []
     for start in range(0, len(bigrams), BEST):
         pairs = [(columns["next"][row], columns["probability"][row]) for row in range(start, start + BEST)]
-        cells = (cell for following, p in pairs for cell in (str(following), f"{p:.3f}"))
+        cells = (cell for following, p in pairs for cell in (str(following), fixed(p)))
         rows.append((str(columns["token"][start]), *cells))
     return rows
 

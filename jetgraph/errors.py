@@ -177,6 +177,17 @@ def amount(number: int, word: str) -> str:
     return f"{big(number)} {word if number == 1 else word + ('es' if word.endswith(('ch', 's', 'x')) else 's')}"
 
 
+def several(number: int, things: str) -> str:
+    """The same where the plural is what is known.
+
+    >>> several(1, "runs of 4 windows"), several(1, "passes"), several(1, "branches"), several(2048, "sizes")
+    ('1 run of 4 windows', '1 pass', '1 branch', '2,048 sizes')
+    """
+    word, space, rest = things.partition(" ")
+    ending = "es" if word.endswith(("ches", "sses", "xes")) else "s"
+    return f"{big(number)} {word.removesuffix(ending) if number == 1 else word}{space}{rest}"
+
+
 def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Raise `InputError` for the first of some arguments that is not of the type with which `function` declares it.
 

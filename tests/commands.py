@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -30,3 +31,24 @@ def succeed(*arguments: object) -> str:
     result = invoke(*arguments)
     assert result.exit_code == 0, result.stderr or result.exception
     return result.stdout
+
+
+def commands() -> dict[str, Any]:
+    """All commands by the words that call them, such as `transport fit`."""
+    group = _made(app)
+    return dict(_commands(group, group.context_class(group)))
+
+
+def _commands(group: Any, context: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if hasattr(command, "commands"):
+            yield from _commands(command, context, f"{name} ")
+        else:
+            yield f"{before}{name}", command
+
+
+def examples(command: Any) -> list[list[str]]:
+    """What the help of a command, or of all of them, gives as examples: the words after `jetgraph`."""
+    lines = (line.strip() for line in (command.epilog or "").splitlines())
+    return [shlex.split(line)[1:] for line in lines if line.startswith("jetgraph ")]

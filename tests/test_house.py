@@ -15,6 +15,7 @@ ROOT = pathlib.Path(jetgraph.__file__).parent
 
 ROOMS = (
     "errors",
+    "numbers",
     "layout",
     "algebra",
     "program",
@@ -43,7 +44,7 @@ ROOMS = (
 )
 """In this order: a module imports from its own room and from those before it."""
 
-WITHOUT_TENSORS = ("errors", "layout", "algebra", "page")
+WITHOUT_TENSORS = ("errors", "numbers", "layout", "algebra", "page")
 
 
 @functools.cache

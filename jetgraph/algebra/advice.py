@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+from jetgraph.numbers import percent
+
 NO_MORE = 0.5
 """The share of the output up to which a remainder needs no words."""
 
@@ -26,7 +28,7 @@ def of_remainder(share: float) -> str:
         return (
             f"the remainder is {share:.3g} times as large as the output: these terms do not tell what it is; {INSTEAD}"
         )
-    return f"the remainder is {share:.0%} of the output: these terms tell less than half of it; {INSTEAD}"
+    return f"the remainder is {percent(share, 0)} of the output: these terms tell less than half of it; {INSTEAD}"
 
 
 def of_weights(exponent: float, smallest: float, kind: str) -> str:

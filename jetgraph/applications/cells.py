@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jetgraph.applications.results import Cell
 from jetgraph.files.exchange import finite
 from jetgraph.layout.laying_out import lay_out
+from jetgraph.numbers import rounded
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -79,7 +80,7 @@ def cell_graph(
         level = levels.setdefault(part, len(levels))
         position = facts["example"] if facts["position"] is None else facts["position"]
         size = facts[value]
-        text = facts[label] if label else f"{size:.2g}" if isinstance(size, float) else str(size)
+        text = facts[label] if label else rounded(size, 2) if isinstance(size, float) else str(size)
         kept = {name: cell for name, cell in facts.items() if cell is not None and name not in ("token", "position")}
         told = {"label": str(text), "alias": part, "kind": "cell", "role": "cell", "point": level}
         told |= {"position": position, "token": facts["token"] or "", "value": size}

@@ -27,6 +27,7 @@ from jetgraph.files.graphs import GRAPHS, write_graph
 from jetgraph.files.pages import View, view_of
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import naming, write_atomically, write_text
+from jetgraph.numbers import rounded
 from jetgraph.page.building import table_page
 from jetgraph.views.picture import PICTURES
 from jetgraph.views.style import fit, save_figure, styled
@@ -446,20 +447,12 @@ _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?(e[-+]?[0-9]+)?", re.ASCII)
 """A number that a caller has written already."""
 
 
-ROUNDING = 1e-12
-"""How far below 1 a number is that is 1 but for the rounding of float64."""
-
-
 def cell_text(cell: Cell) -> str:
     """A cell for people.
 
-    >>> [cell_text(cell) for cell in (0.123456, 12345.678, None, "a", 0.9999997, 1 - 1e-15, -0.0)]
-    ['0.1235', '1.235e+04', '', 'a', '1-3.0e-07', '1', '0']
+    >>> [cell_text(cell) for cell in (0.123456, None, "a", 7, 0.9999997)]
+    ['0.1235', '', 'a', '7', '1-3.0e-07']
     """
     if cell is None:
         return ""
-    if not isinstance(cell, float):
-        return str(cell)
-    # Of a probability near 1, how near it is, unless that is rounding.
-    text = f"{cell + 0.0:.4g}"
-    return f"1-{1 - cell:.1e}" if text == "1" and 1 - cell > ROUNDING else text
+    return rounded(cell) if isinstance(cell, float) else str(cell)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.errors import InputError, quoted
 from jetgraph.files.graphs import GRAPHS
+from jetgraph.views.picture import PICTURES
 
 PANEL = "Attribution"
 
@@ -181,6 +183,15 @@ def attribute(
     nodes: Nodes = 0.8,
     edges: Edges = 0.98,
     paths: Annotated[int, typer.Option(min=0, help="Paths to tell, in the place of edges.")] = 0,
+    drawn: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1000,
+            help="Nodes that a picture shows, the most influential.  \\[default: as many as a page has room for]",
+            show_default=False,
+        ),
+    ] = None,
     memory: options.Memory = "256M",
     rows: options.Rows = 40,
     json: options.Json = False,
@@ -189,17 +200,20 @@ def attribute(
 ) -> None:
     """The attribution graph: which components, at which tokens, make a logit.
 
-    A picture shows the 60 most influential nodes and their widest edges, and says so; pages and other files have all.
+    A picture shows as many of the most influential nodes as a page has room for, and their widest edges, and says so;
+    --drawn takes more. Pages and other files have all.
     """
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, () if paths else GRAPHS, len(texts))
     given = _given(target, versus, position, heads, split, rules, memory)
     given |= {"positions": not no_positions, "scores": scores or None}
+    if drawn is not None and (paths or not any(file.suffix.lower() in PICTURES for file in outputs.files)):
+        raise InputError(f"--drawn is for a picture of the graph ({' '.join(PICTURES)}): name one with --output")
     inputs, graph, given = terminal.read(model, texts, given)
 
     def attributed(one: Any) -> Any:
         pruned = jg.attribute(graph, one, **given).prune(nodes, edges)
-        return pruned.paths(paths) if paths else pruned
+        return pruned.paths(paths) if paths else replace(pruned, most=drawn)
 
     with terminal.working("attributing"):
         found = terminal.of_each(graph, "paths" if paths else "attributions", inputs, attributed)
@@ -254,13 +268,13 @@ def faithfulness(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Run the model with only the components, or edges, of an attribution: curves, CPR and CMD."""
-    from jetgraph.applications.attribution.faithful import SIZES
-
     texts = options.prompts_of(prompts)
     outputs = terminal.check_outputs(output, spreadsheet, prompts=len(texts))
     given, shares = _given(target, versus, position, heads, split, rules, memory), options.shares_of(sizes, "--sizes")
     if (ablation is Ablation.zero) == bool(other):
         raise InputError("--other PROMPT goes with --ablation mean and resample, and they go with it")
+    from jetgraph.applications.attribution.faithful import SIZES
+
     how: dict[str, Any] = {
         "of": "edges" if of_edges else "components",
         "ablation": ablation.value,

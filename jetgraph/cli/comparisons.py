@@ -63,10 +63,10 @@ def diff(
 
     A table NAME.csv comes with NAME.paths.csv and NAME.sites.csv.
     """
-    from jetgraph.applications.ngrams.choosing import DIRECT
-
     outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
+    from jetgraph.applications.ngrams.choosing import DIRECT
+
     sides = [terminal.load(name) for name in (model_a, model_b)]
     with terminal.working("tracing and comparing"):
         differences = jg.diff(*sides, path=path or DIRECT, top=top, contexts=contexts, memory=size)
@@ -185,8 +185,6 @@ def trajectory(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """Follow a path's n-grams over training: when do those of the last checkpoint appear?"""
-    from jetgraph.applications.ngrams.choosing import DIRECT
-
     outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
     if keywords is not None:
@@ -198,6 +196,8 @@ def trajectory(
             f"there is no folder {quoted(missing)}: name the folders of checkpoints that transformers has saved"
         )
     ordered, names = in_order_of_training(folders)
+    from jetgraph.applications.ngrams.choosing import DIRECT
+
     with terminal.working("loading and tracing checkpoints"):
         followed = jg.trajectory(
             ordered,

@@ -18,7 +18,7 @@ from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app, part_of_a_job
 from jetgraph.errors import InputError
 from jetgraph.files.graphs import GRAPHS
-from jetgraph.files.targets import check_target
+from jetgraph.files.targets import TENSORS, check_target
 from jetgraph.files.writing import shown
 
 if TYPE_CHECKING:
@@ -286,9 +286,7 @@ def fit(
     json: AsJson = False,
 ) -> None:
     """Fit the mean Jacobian from points of the stream to its end, on a text or a shard of it."""
-    from jetgraph.applications.lenses.transport import FILES
-
-    check_target(output, FILES)
+    check_target(output, TENSORS)
     part = (0, 1) if shard is None or state is not None else options.shard_of(shard)
     texts = terminal.corpus(textfile, column, config, split)
     loaded = terminal.load_with_tokenizer(model)
@@ -318,9 +316,7 @@ def merge(
     json: AsJson = False,
 ) -> None:
     """Add up what shards have given."""
-    from jetgraph.applications.lenses.transport import FILES
-
-    check_target(output, FILES)
+    check_target(output, TENSORS)
     twice = next((file for file, number in Counter(map(os.path.realpath, files)).items() if number > 1), None)
     if twice is not None:
         raise InputError(f"{shown(twice)} is named twice, and what it holds would count twice: name each shard once")

@@ -28,10 +28,11 @@ def merge(
     json: options.Json = False,
 ) -> None:
     """Join the states of shards, in any order and any grouping."""
-    from jetgraph.scale.states import check_state
-    from jetgraph.scale.states import merge as joined
+    from jetgraph.scale.places import check_state
 
     check_state(output)
+    from jetgraph.scale.states import merge as joined
+
     whole = joined(states)
     whole.save(output)
     done, lacking = len(whole.records), whole.lacking()

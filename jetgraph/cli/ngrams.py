@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 import pathlib
 from typing import Annotated
 
@@ -12,8 +11,8 @@ import typer
 import jetgraph as jg
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.errors import FileError, InputError
-from jetgraph.files.writing import is_folder
+from jetgraph.errors import InputError
+from jetgraph.files.targets import check_folder
 
 PANEL = "N-grams"
 
@@ -111,15 +110,15 @@ def ngrams(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """List the n-grams that the weights along a path make most probable, over the whole vocabulary."""
-    from jetgraph.applications.ngrams.choosing import DIRECT
-
     outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
     if second and n == 2:
         raise InputError("--second is the second token of a context of two: it needs -n 3")
-    if resume is not None and os.path.exists(resume) and not is_folder(resume):
-        raise FileError(f"{resume} is a file: name a folder with --resume")
+    if resume is not None:
+        check_folder(resume, "--resume")
     places = [None if texts is None else [options.token_of(text) for text in texts] for texts in (first, second)]
+    from jetgraph.applications.ngrams.choosing import DIRECT
+
     loaded = terminal.load(model)
     try:
         with terminal.working("tracing and streaming"):
@@ -169,11 +168,11 @@ def mass(
     spreadsheet: options.Spreadsheet = False,
 ) -> None:
     """The probability that a path's bi-grams give to the words of a list."""
-    from jetgraph.applications.ngrams.choosing import DIRECT
-
     outputs = terminal.check_outputs(output, spreadsheet)
     size = options.bytes_of(memory)
     terminal.read_text(wordfile)
+    from jetgraph.applications.ngrams.choosing import DIRECT
+
     loaded = terminal.load_with_tokenizer(model)
     with terminal.working("tracing and streaming"):
         masses = jg.ngram_mass(loaded, wordfile, path=path or DIRECT, reference=reference.value, memory=size)

@@ -12,6 +12,7 @@ import jetgraph as jg
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
 from jetgraph.files.targets import check_target
+from jetgraph.views.report import REPORTS, facts
 
 
 @app.command(
@@ -43,9 +44,6 @@ def report(
     json: options.Json = False,
 ) -> None:
     """Write one page on a model: its structure, what its weights know, and what matters on prompts."""
-    from jetgraph.reporting.report import REPORTS
-    from jetgraph.views.report import facts
-
     files = output or [pathlib.Path("report.html")]
     for file in files:
         check_target(file, REPORTS)

@@ -277,9 +277,13 @@ def _is_divided() -> bool:
 def part_of_a_job(state: str, shard: str | None) -> Iterator[None]:
     """Do a shard, and say so where it is not all."""
     from jetgraph.cli.options import shard_of
+    from jetgraph.scale.places import check_state
+
+    check_state(state)
+    part = None if shard is None else shard_of(shard)
     from jetgraph.scale.shards import sharded
 
-    with sharded(state, None if shard is None else shard_of(shard)) as job, _kept_in(job.file):
+    with sharded(state, part) as job, _kept_in(job.file):
         yield
     if job.told:
         # It is no result, so that what reads results from stdout finds none.
@@ -292,7 +296,7 @@ def _kept_in(state: pathlib.Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from jetgraph.scale.states import is_state
+        from jetgraph.scale.places import is_state
 
         if state is None or not is_state(state):
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-import os
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
@@ -23,10 +22,10 @@ from jetgraph.applications.orders import TOLERANCE, tolerated
 from jetgraph.applications.results import cell_text
 from jetgraph.cli import options, terminal
 from jetgraph.cli.root import app
-from jetgraph.errors import FileError, InputError, amount, big, quoted
+from jetgraph.errors import InputError, amount, big, quoted
 from jetgraph.files.graphs import GRAPHS
-from jetgraph.files.targets import check_target
-from jetgraph.files.writing import is_folder
+from jetgraph.files.targets import check_folder, check_target
+from jetgraph.numbers import fixed, percent
 from jetgraph.views.picture import PICTURES, draw
 
 if TYPE_CHECKING:
@@ -85,12 +84,11 @@ def demo(
     as_json: options.Json = False,
 ) -> None:
     """Take a bundled model through every step: trace, expand, draw, compile, lenses, bigrams."""
-    from jetgraph.demo import Demo
-
-    if os.path.exists(output) and not is_folder(output):
-        raise FileError(f"{output} is a file: name a folder with --output")
+    check_folder(output, "--output")
     text = options.prompt_of(options.one_of(prompt, "--prompt", "one text is shown") or "Raise Value")
     console = terminal.console()
+    from jetgraph.demo import Demo
+
     loaded = terminal.load(model)
     steps = Demo(loaded, text, output, spreadsheet).steps()
     if as_json:
@@ -475,10 +473,7 @@ def _evaluate(
     console.print()
     console.print(Text(_given(terms)))
     if terms.alone:
-        cells = [
-            (term.path, *(f"{fact:.3f}" for fact in (term.cosine, term.kl, term.remainder)), term.says)
-            for term in terms.terms
-        ]
+        cells = [(term.path, *map(fixed, (term.cosine, term.kl, term.remainder)), term.says) for term in terms.terms]
         console.print(Text("each chain of sites is an expansion of its own; its orders are summed up to the one named"))
         console.print(terminal.Columns(("path", "cosine", "KL", "rest", "says"), cells[:rows]))
         return terms
@@ -487,7 +482,7 @@ def _evaluate(
     console.print(terminal.Columns(("norm", "term", "cosine", said), cells[:rows]))
     rest, size = float(norm(terms.output - terms.total)[0]), float(norm(terms.output)[0])
     error = float((terms.output - (output if output.dim() == 2 else output[:, -1])).abs().max())
-    share = f"{rest / size:.1%}" if size else "a part"
+    share = percent(rest / size) if size else "a part"
     left, more = "remainder", ""
     if terms.remainders is None and not expansion.chooses:
         left, more = "others", f"; {len(terms.terms)} of {amount(expansion.count(), 'term')} are told here"

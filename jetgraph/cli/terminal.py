@@ -29,6 +29,7 @@ from jetgraph.errors import FileError, InputError, amount
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import absent, is_file
 from jetgraph.files.writing import read_text as read_text_of
+from jetgraph.numbers import rounded
 from jetgraph.views.picture import PICTURES
 
 if TYPE_CHECKING:
@@ -330,8 +331,8 @@ def interval(mean: float, low: float, high: float) -> str:
     ('0.512±0.02', '0.512')
     """
     if math.isnan(high - low):
-        return f"{mean:.3g}"
-    return f"{mean:.3g}±{(high - low) / 2:.1g}"
+        return rounded(mean, 3)
+    return f"{rounded(mean, 3)}±{(high - low) / 2:.1g}"
 
 
 def write(result: Result, outputs: Outputs, *, say: bool = True) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jetgraph.errors import several
+
 PATIENCE = 5.0
 """Seconds before a line is shown."""
 
@@ -163,10 +165,10 @@ class _Lines(_Ticking):
         """Write how far it has come."""
         facts = self.format_dict
         done, gone = self.n - self.initial, facts["elapsed"]
-        of = f" of {self.total:,}" if self.total else ""
         known = self.total and done and (done >= EARLY * self.total or (done > 1 and gone > PLENTY))
         left = f", {(self.total - self.n) * gone / done:,.0f} s left" if known else ""
-        self.fp.write(f"{self.desc}: {self.n:,}{of} {self.unit.strip()}, {gone:,.0f} s{left}\n")
+        of = several(self.total or self.n, self.unit.strip())
+        self.fp.write(f"{self.desc}: {f'{self.n:,} of ' if self.total else ''}{of}, {gone:,.0f} s{left}\n")
         self.fp.flush()
 
     def close(self) -> None:
@@ -183,4 +185,6 @@ def progress(*args: Any, **options: Any) -> tqdm[Any]:
     Arguments are those of `tqdm`: what is iterated over, or `total`; `desc`, `unit`, `initial`.
     """
     kind = _Ticking if overwrites() else _Lines
-    return kind(*args, **{"unit": "steps", **options, "leave": False})
+    # A bar has it behind a number, without a space.
+    unit = f" {options.pop('unit', 'steps')}"
+    return kind(*args, **{**options, "unit": unit, "leave": False})

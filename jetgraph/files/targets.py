@@ -11,6 +11,9 @@ from pathlib import Path
 from jetgraph.errors import FileError, InputError, MissingExtraError, quoted
 from jetgraph.files.writing import is_folder, reason, shown
 
+TENSORS = (".safetensors",)
+"""Suffixes of files of tensors."""
+
 _NEEDED = {
     ".parquet": ("pyarrow", "tables"),
     **dict.fromkeys((".png", ".svg", ".pdf"), ("matplotlib", "plot")),
@@ -52,6 +55,26 @@ def check_target(file: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     module, extra = _NEEDED.get(suffix, ("json", ""))
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(f"writing {suffix} needs {module}: pip install 'jetgraph[{extra}]'")
+    return target
+
+
+def check_folder(folder: str | os.PathLike[str], option: str) -> Path:
+    """Check a folder that an option names, in which files are to be written, and which is made where there is none.
+
+    Raises
+    ------
+    FileError
+        A file in its place, and a folder that cannot be written to, or made.
+    """
+    target = Path(folder)
+    try:
+        above = next(one for one in (target, *target.absolute().parents) if os.path.lexists(one))
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot make the folder {shown(target)}: {reason(error)}") from error
+    if not is_folder(above):
+        raise FileError(f"{shown(above)} is a file: name a folder with {option}")
+    if not os.access(above, os.W_OK):
+        raise FileError(f"cannot write into the folder {shown(above)}: name another with {option}")
     return target
 
 

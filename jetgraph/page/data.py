@@ -17,6 +17,7 @@ from jetgraph.layout.coordinates import box_width
 from jetgraph.layout.grids import branch_of, short_name, short_width
 from jetgraph.layout.laying_out import is_laid_out, lay_out
 from jetgraph.layout.streams import is_straight
+from jetgraph.numbers import rounded
 
 Facts = Mapping[str, Any]
 
@@ -88,7 +89,10 @@ def _columns(rows: list[Facts], names: tuple[str, ...], make: Callable[[Any], An
 
 def _number(value: Any) -> float | None:
     """A number as short as it may be; JSON has none that is not finite."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+    if not math.isfinite(value):
+        return None
+    short = float(f"{value:.6g}")
+    return short if short != 1 else float(value)
 
 
 def _is_described(dag: nx.MultiDiGraph) -> bool:
@@ -119,7 +123,7 @@ HIDDEN = ("by", "title", "note", "value_name", "strong", "tokens", "layers", "he
 
 def _summary(dag: nx.MultiDiGraph, kind: str) -> list[tuple[str, str]]:
     facts = {name: value for name, value in dag.graph.items() if isinstance(value, str | int | float)}
-    told = [(name, f"{value:.5g}" if isinstance(value, float) else str(value)) for name, value in facts.items()]
+    told = [(name, rounded(value, 5) if isinstance(value, float) else str(value)) for name, value in facts.items()]
     told = [(name, _digits(text) if name == "count" else text) for name, text in told if name not in HIDDEN]
     # The cells of a lens are a table, which has no edges.
     parts = [("cells", len(dag))] if kind == "cells" else [("nodes", len(dag)), ("edges", dag.number_of_edges())]
@@ -234,7 +238,7 @@ def _mixed(share: float) -> str:
 
 
 def _told(fact: Any) -> str:
-    return f"{fact:.5g}" if isinstance(fact, float) else str(fact)
+    return rounded(fact, 5) if isinstance(fact, float) else str(fact)
 
 
 def _passing(dag: nx.MultiDiGraph) -> dict[str, str]:

@@ -12,6 +12,7 @@ from jetgraph.applications.ngrams import ngrams
 from jetgraph.applications.ngrams.choosing import DIRECT, single_mlps
 from jetgraph.applications.subject import Subject, is_vocabulary
 from jetgraph.errors import big
+from jetgraph.numbers import fixed
 from jetgraph.reporting.again import Name, Origin
 from jetgraph.views.report import Section, Table
 from jetgraph.views.tree import of_parameters
@@ -80,7 +81,7 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
         asked: dict[str, Any] = {"path": path, "top": TOP, "scores": "pmi", "identity": False}
         columns = ngrams(graph, first=rows, tokenizer=subject.tokenizer, **asked).columns()
         cells = zip(columns["token"], columns["next"], columns["probability"], columns["pmi"], strict=True)
-        told = tuple((str(token), str(following), f"{p:.3f}", f"{pmi:.3f}") for token, following, p, pmi in cells)
+        told = tuple((str(token), str(following), fixed(p), f"{pmi:.3f}") for token, following, p, pmi in cells)
         if not told:
             continue
         # Information is at its most in each row; how probable it is tells rows apart.

@@ -12,6 +12,7 @@ from jetgraph.applications.lenses import Lens, lens
 from jetgraph.applications.ngrams.fitting import without_ngrams
 from jetgraph.applications.results import Result, cell_text
 from jetgraph.applications.subject import Inputs, Subject
+from jetgraph.numbers import fixed
 from jetgraph.reporting.again import Origin
 from jetgraph.reporting.models import CELLS
 from jetgraph.reporting.wording import Wording
@@ -120,7 +121,7 @@ def said(
     words = Wording.of(sides[0], given, number, both[0])
     p, q = before.exp(), after.exp()
     kept: Sequence[int] = sorted(dict.fromkeys(top), key=lambda index: -float(p[index] + q[index]))
-    rows = tuple((words.said(index), f"{p[index]:.3f}", f"{q[index]:.3f}") for index in kept)
+    rows = tuple((words.said(index), fixed(float(p[index])), fixed(float(q[index]))) for index in kept)
     bars = tuple(float(q[index] - p[index]) for index in kept)
     kl = float(torch.where(p > 0, p * (before - after), 0.0).sum())
     table = Table((words.output, "p_a", "p_b"), rows, bars=bars)
@@ -138,10 +139,9 @@ def _features(
     """How far the features are from each other that two encoders give."""
     compared = compare(sides[0].graph, sides[1].graph, sides[0].inputs(given), tokenizer=sides[0].tokenizer)
     (row,) = compared.prompts.rows
-    table = Table(("distance", "cosine"), ((f"{row.distance:.4g}", f"{row.cosine:.4f}"),))
-    line = (
-        f"On {words.given} their features are {row.distance:.3g} of their length apart, with cosine {row.cosine:.4f}."
-    )
+    cosine = fixed(row.cosine, 4)
+    table = Table(("distance", "cosine"), ((f"{row.distance:.4g}", cosine),))
+    line = f"On {words.given} their features are {row.distance:.3g} of their length apart, with cosine {cosine}."
     note = "How far apart the features are that both give at the last position: ‖b − a‖ / ‖a‖, and the cosine."
     commands, inner = (_compared(*origins, given),), (_made(sides, origins, given),)
     return Section(words.title, note, tables=(table,), after=line[:-1], commands=commands, inner=inner), line

@@ -20,8 +20,9 @@ from jetgraph.applications.several import of_one
 from jetgraph.applications.subject import Inputs, Subject
 from jetgraph.compilation import compile
 from jetgraph.errors import big
+from jetgraph.numbers import fixed, percent
 from jetgraph.reporting.again import Origin
-from jetgraph.reporting.wording import NATS, Wording, decimals, flow_text, percent
+from jetgraph.reporting.wording import NATS, Wording, decimals, flow_text
 from jetgraph.views.report import Grid, Section, Table
 
 SAID = 5
@@ -88,9 +89,9 @@ def prompt_section(subject: Subject, given: Inputs, origin: Origin, number: int)
         (
             words.finding(target, row),
             f"By the last branch that they pass, paths through {list(by_last.counts)[strongest]} give the largest "
-            f"part of {words.its}: {share:.0%}.",
+            f"part of {words.its}: {percent(share, 0)}.",
             f"Its attribution graph has {kept.components} of {all_of_them} components{' at positions' * placed}; with "
-            f"nothing else the model gives {kept.faithfulness:.0%} of what all of them add to the {words.told}"
+            f"nothing else the model gives {percent(kept.faithfulness, 0)} of what all of them add to the {words.told}"
             + ("." if abs(kept.faithfulness - 1) <= UNFAITHFUL else ": the graph alone does not explain it."),
         ),
     )
@@ -104,10 +105,10 @@ def _next(words: Wording, row: torch.Tensor, origin: Origin) -> Section:
         return Section("What comes out", "", tables=(table,), commands=commands)
     best = row.double().softmax(-1).topk(min(SAID, row.shape[-1]))
     listed = list(zip(*map(torch.Tensor.tolist, best), strict=True))
-    columns, rows = ("token", "probability"), tuple((words.said(index), f"{p:.3f}") for p, index in listed)
+    columns, rows = ("token", "probability"), tuple((words.said(index), fixed(p)) for p, index in listed)
     if not words.speaks:
         columns = (words.output, "value", "softmax")
-        rows = tuple((words.said(index), f"{float(row[index]):.4g}", f"{p:.3f}") for p, index in listed)
+        rows = tuple((words.said(index), f"{float(row[index]):.4g}", fixed(p)) for p, index in listed)
     title = "What comes next" if words.speaks else "What comes out"
     table = Table(columns, rows, bars=tuple(best.values.tolist()))
     return Section(title, "", tables=(table,), commands=(origin.again("lens", "--order", 0, order=0),))
@@ -160,7 +161,7 @@ def _says(view: Lens, columns: Mapping[str, Sequence[Cell]], place: int) -> str:
 def _texts(view: Lens, columns: Mapping[str, Sequence[Cell]], places: Sequence[int]) -> tuple[str, ...]:
     """What the lens gives at some places: top tokens or outputs, or how near features are."""
     if view.features:
-        return tuple(f"{float(str(columns['cosine'][place])):.2f}" for place in places)
+        return tuple(fixed(float(str(columns["cosine"][place])), 2) for place in places)
     return tuple(str(columns["top"][place]) for place in places)
 
 
@@ -265,8 +266,8 @@ class _Aimed:
             f"flows does not add up to the {self.words.told}.",
             grids=(grid,),
             after=f"the smallest graph with 80 % of the influence has {len(graph.nodes):,} of {len(every.nodes):,} "
-            f"nodes and {len(graph.values):,} of {len(every.values):,} edges, and carries {graph.completeness:.1%} "
-            f"of the {self.words.told}",
+            f"nodes and {len(graph.values):,} of {len(every.values):,} edges, and carries "
+            f"{percent(graph.completeness)} of the {self.words.told}",
             commands=(self.again("attribute"), self._drawn()),
         )
 
@@ -334,9 +335,10 @@ class _Aimed:
         caption = (
             f"beam of width {WIDTH}, order 1: what each site leaves besides its terms, as a share of what it gives"
         )
-        left = tuple((site, f"{one.relative:.1%}") for site, one in sites)
+        left = tuple((site, percent(one.relative)) for site, one in sites)
         tables.append(Table(("site", "remainder"), left, bars=tuple(one.relative for _, one in sites), caption=caption))
-        return tables, f"the beam's terms leave {float(beam.remainder.norm() / beam.output.norm()):.1%} of the output"
+        rest = percent(float(beam.remainder.norm() / beam.output.norm()))
+        return tables, f"the beam's terms leave {rest} of the output"
 
     def _of_ledger(self) -> tuple[str, str]:
         beamed = ("--recipe", "beam", "--width", str(WIDTH), "--order", "1")

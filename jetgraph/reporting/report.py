@@ -26,10 +26,7 @@ from jetgraph.reporting.models import bigrams, counts, structure
 from jetgraph.reporting.pairs import changes, said
 from jetgraph.reporting.prompts import Told, prompt_section
 from jetgraph.views.document import document, visible
-from jetgraph.views.report import Section, markdown
-
-REPORTS = (".html", ".md")
-"""Suffixes of reports."""
+from jetgraph.views.report import REPORTS, Section, markdown
 
 
 @dataclass(frozen=True)

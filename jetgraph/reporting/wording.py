@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jetgraph.applications.lenses import Lens
 from jetgraph.applications.subject import Inputs, Subject
+from jetgraph.numbers import percent
 from jetgraph.prompts import Chat
 
 NATS = 8.0
@@ -105,7 +106,7 @@ class Wording:
             )
         if self.speaks:
             probability = float(row.double().softmax(-1)[index])
-            return f"After {self.given} the model says {self.said(index)} with probability {probability:.1%}."
+            return f"After {self.given} the model says {self.said(index)} with probability {percent(probability)}."
         where = " at the last position" if self.view.output.dim() == 3 else ""
         return f"On {self.given} the largest {self.output}{where} is {self.said(index)}."
 
@@ -120,15 +121,6 @@ def flow_text(value: float | None, largest: float) -> str:
         return ""
     digits = decimals(largest)
     return f"{value:+.{digits}f}" if abs(value) >= 0.5 * 10.0**-digits else "·"
-
-
-def percent(share: float) -> str:
-    """A share, without the sign of what rounds to nothing.
-
-    >>> percent(0.9597), percent(-0.0002)
-    ('96.0%', '0.0%')
-    """
-    return f"{round(share, 3) + 0.0:.1%}"
 
 
 def decimals(largest: float) -> int:

@@ -25,8 +25,9 @@ from jetgraph.errors import InputError, MissingExtraError, StateError, Unfinishe
 from jetgraph.export.precision import own_types
 from jetgraph.files.writing import is_folder
 from jetgraph.running.memory import give_back
-from jetgraph.scale.shards import Glance, Job, alone, divided_by
-from jetgraph.scale.states import Record, check_state, code
+from jetgraph.scale.places import check_state
+from jetgraph.scale.shards import Glance, Job, Parts, alone, divided_by
+from jetgraph.scale.states import Record, code
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class Worker:
         identity: Callable[[], Mapping[str, str]],
         glance: Glance | None = None,
         of: str = "units",
+        parts: Parts | None = None,
     ) -> Callable[[], list[Record]]:
         """Keep what computes the units of a stage; see `jetgraph.scale.shards.each`."""
         assert glance is None

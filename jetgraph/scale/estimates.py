@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jetgraph.errors import InputError, UnfinishedError, amount, check
+from jetgraph.errors import InputError, UnfinishedError, amount, check, several
 from jetgraph.lazy.shelf import bytes_read
 from jetgraph.running.memory import give_back
-from jetgraph.scale.shards import Glance, alone, divided_by
+from jetgraph.scale.shards import Glance, Parts, alone, divided_by
 from jetgraph.scale.states import ADDED, Record
 
 SECONDS = 10.0
@@ -99,6 +99,7 @@ class Estimate:
         identity: Callable[[], Mapping[str, str]],
         glance: Glance | None = None,
         of: str = "units",
+        parts: Parts | None = None,
     ) -> Callable[[], list[Record]]:
         """Do some units of a stage; see `jetgraph.scale.shards.each`."""
         start = time.perf_counter()
@@ -155,7 +156,7 @@ class Estimate:
     def __repr__(self) -> str:
         lines = [("stage", "units", "FLOPs", "bytes read", "seconds")]
         lines += [
-            (one.name, f"{one.units:,} {one.of}", f"{one.flops:.2e}", f"{one.read:,}", f"{one.seconds:.3g}")
+            (one.name, several(one.units, one.of), f"{one.flops:.2e}", f"{one.read:,}", f"{one.seconds:.3g}")
             for one in self.stages
         ]
         widths = [max(len(line[at]) for line in lines) for at in range(5)]
@@ -203,7 +204,7 @@ def estimated(seconds: float = SECONDS) -> Iterator[Estimate]:
     InputError
         Seconds that are none.
 
-    >>> from jetgraph.scale.shards import each
+    >>> from jetgraph.scale.shards import Parts, each
     >>> with estimated(0.1) as estimate:
     ...     records = each("products", 1000, lambda unit: {"x": torch.eye(8) @ torch.eye(8)}, dict)()
     >>> estimate.units, estimate.stages[0].flops

@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jetgraph.errors import InputError, StateError, UnfinishedError, amount, check, quoted
 from jetgraph.export.waiting import progress
 from jetgraph.files.writing import shown
 from jetgraph.running.memory import give_back
-from jetgraph.scale.states import Record, State, check_state, clear, code, head_of, is_state
+from jetgraph.scale.places import check_state, clear, head_of, is_state
+from jetgraph.scale.states import Record, State, code
 
 EVERY = 10.0
 """Seconds after which a state is written again."""
@@ -28,6 +29,45 @@ class Glance:
     units: int
     share: float
     """Of all that is to be done."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a unit that takes long is made of, so that a bar comes forward within it: `compute` tells by `advance`."""
+
+    name: str
+    """What they are, in the plural."""
+    of: Callable[[int], int]
+    """How many a unit has, by its number."""
+
+
+_advance: ContextVar[Callable[[float], Any] | None] = ContextVar("moves the bar of the units", default=None)
+
+
+def advance(number: int) -> None:
+    """Say that so many more parts of the unit that is computed are done."""
+    if (move := _advance.get()) is not None:
+        move(number)
+
+
+def _followed(
+    done: Iterator[tuple[int, Record]], units: Sequence[int], stage: str, of: str, parts: Parts | None
+) -> Iterator[tuple[int, Record]]:
+    """Records of units as they come, with a bar that says how far they are, in parts of units where they have some."""
+    sizes = {unit: 1 if parts is None else parts.of(unit) for unit in units}
+    ended = 0
+    with progress(total=sum(sizes.values()), desc=stage, unit=of if parts is None else parts.name) as bar:
+        while True:
+            token = _advance.set(None if parts is None else bar.update)
+            try:
+                unit, record = next(done, (None, {}))
+            finally:
+                _advance.reset(token)
+            if unit is None:
+                return
+            ended += sizes[unit]
+            bar.update(ended - bar.n)
+            yield unit, record
 
 
 class Job:
@@ -60,6 +100,7 @@ class Job:
         identity: Callable[[], Mapping[str, str]],
         glance: Glance | None = None,
         of: str = "units",
+        parts: Parts | None = None,
     ) -> Callable[[], list[Record]]:
         """Do this shard's units of a stage; see `each`."""
         assert glance is None
@@ -78,7 +119,7 @@ class Job:
         self._before += total
         try:
             done = self.records(stage, mine, compute)
-            for unit, record in progress(done, desc=stage, total=len(mine), unit=of):
+            for unit, record in _followed(done, mine, stage, of, parts):
                 self.state.take(stage, unit, record)
                 if time.monotonic() - self._written > self._pause:
                     self._write()
@@ -148,6 +189,7 @@ class Divided(Protocol):
         identity: Callable[[], Mapping[str, str]],
         glance: Glance | None = None,
         of: str = "units",
+        parts: Parts | None = None,
     ) -> Callable[[], list[Record]]:
         """Do those of a stage; see `each`."""
         ...
@@ -266,6 +308,7 @@ def each(
     identity: Callable[[], Mapping[str, str]],
     glance: Glance | None = None,
     of: str = "units",
+    parts: Parts | None = None,
 ) -> Callable[[], Sequence[Record]]:
     """Do units of work: all, or those of the shard where a job is divided.
 
@@ -284,6 +327,8 @@ def each(
         Which of the units there are, where the job is `estimating`, and has not read all that it is of.
     of
         What units are, for people: `checkpoints`, `chunks of 512 contexts`.
+    parts
+        What they are made of, where each takes long.
 
     Returns
     -------
@@ -293,9 +338,10 @@ def each(
     """
     job = _job.get()
     if job is not None:
-        return job.fill(stage, total, compute, identity, glance, of)
+        return job.fill(stage, total, compute, identity, glance, of, parts)
     state = State(totals={stage: total})
-    for unit in progress(range(total), desc=stage, unit=of):
-        state.take(stage, unit, compute(unit))
+    done = ((unit, compute(unit)) for unit in range(total))
+    for unit, record in _followed(done, range(total), stage, of, parts):
+        state.take(stage, unit, record)
         give_back()
     return lambda: state.all_of(stage)

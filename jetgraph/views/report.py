@@ -9,6 +9,9 @@ from typing import Any
 
 from jetgraph.errors import InputError, amount
 
+REPORTS = (".html", ".md")
+"""Suffixes of reports."""
+
 
 @dataclass(frozen=True)
 class Table:

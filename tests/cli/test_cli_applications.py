@@ -418,6 +418,8 @@ def test_expand_splits_heads():
     ("arguments", "says"),
     [
         (["lens", "demo", "the", "-o", "a.docx"], "'a.docx' names no format"),
+        (["attribute", "demo", "the", "--drawn", "9"], "--drawn is for a picture of the graph"),
+        (["attribute", "demo", "the", "--drawn", "0", "-o", "a.png"], "0 is too small: give 1 or more"),
         (["lens", "demo", "the", "-o", "no/a.csv"], "does not exist"),
         (["lens", "demo"], "PROMPT"),
         (["evaluate-lens", "demo", "nothing.txt"], "there is no text file nothing.txt"),

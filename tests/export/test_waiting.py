@@ -63,6 +63,18 @@ def test_how_far_work_has_come_is_a_line_where_stderr_is_no_terminal(monkeypatch
     assert not any("inside" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("total", "unit", "told"),
+    [(1, "runs of 4 windows", "0 of 1 run of 4 windows"), (1, "passes", "0 of 1 pass"), (2, "rows", "0 of 2 rows")],
+)
+def test_a_single_step_is_one(total: int, unit: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", stream := io.StringIO())
+    monkeypatch.setattr(waiting, "EVERY", 0.01)
+    with waiting.progress(total=total, desc="lenses", unit=unit):
+        time.sleep(0.1)
+    assert stream.getvalue().startswith(f"lenses: {told}, 0 s")
+
+
 def test_the_time_that_is_left_is_told_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 302 steps that go together in batches, one says nothing; twenty do, and so do two after a minute."""
     monkeypatch.setattr(waiting, "EVERY", 0.01)

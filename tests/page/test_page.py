@@ -251,6 +251,26 @@ def test_counts_of_tables_are_read_by_thousands(opened: Any, tmp_path: Path) -> 
     tab.page.close()
 
 
+def test_what_is_nearly_all_or_nothing_is_not_said_to_be(opened: Any, tmp_path: Path) -> None:
+    """In tables, and in the panel of a node; as `jetgraph.numbers` says it."""
+    near = [0.99996, 1 - 3e-7, 1.0, 1 - 1e-15, -7.24e-4, 3e-7]
+    (tmp_path / "table.html").write_text(table_page("a table", {"probability": near}), encoding="utf-8")
+    tab = Tab(opened, tmp_path / "table.html")
+    cells = tab.run("[...document.querySelectorAll('tbody td')].map(c => c.textContent)")
+    assert cells == ["0.99996", "1−3.0e−7", "1", "1", "−7.24e−4", "3.00e−7"]
+    assert tab.run("getComputedStyle(document.querySelector('th')).textAlign") == "right", "names stand over numbers"
+    tab.page.close()
+    dag = tokens()
+    shares = {"L2.mlp@0": (0.9997, "99.97 %"), "L1.mlp@0": (0.99999, ">99.99 %"), "embed@0": (1.0, "100.0 %")}
+    shares |= {"embed@1": (3e-5, "<0.01 %"), "L0.mlp@1": (0.25, "25.0 %")}
+    nx.set_node_attributes(dag, {node: {"share": share} for node, (share, _) in shares.items()})
+    tab = Tab(opened, written(dag, tmp_path), viewport={"width": 1200, "height": 800})
+    for node, (_, told) in shares.items():
+        tab.tap(node)
+        assert told in tab.text("#panel")
+    tab.page.close()
+
+
 def test_a_drawing_fits_its_window_until_it_is_moved(opened: Any, tmp_path: Path) -> None:
     tab = Tab(opened, written(tokens(), tmp_path), viewport={"width": 800, "height": 600})
     graph = "(() => { const c = jetgraph.drawing.cy, b = c.elements().renderedBoundingBox(), s = "

@@ -1,6 +1,7 @@
 """Jobs in shards: joined in any order and grouping, they give what the undivided job gives, to the last bit."""
 
 import ast
+import contextlib
 import copy
 import importlib.util
 import json
@@ -11,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import pyarrow.parquet
 import pytest
@@ -105,9 +106,26 @@ def test_joined_shards_give_the_whole(name: str, demo: tuple[jg.ResidualGraph, A
     assert facts(found) == facts(JOBS[name](*demo))
 
 
+class Bar:
+    """How far a bar has come, each time that it is moved."""
+
+    def __init__(self, *, total: int, unit: str, desc: str) -> None:
+        self.n, self.total, self.unit = 0, total, unit
+        self.seen: list[int] = []
+
+    def update(self, number: int) -> None:
+        self.n += number
+        self.seen.append(self.n)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failed: object) -> None: ...
+
+
 def test_units_are_told_as_what_they_are(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(shards, "progress", lambda steps, **given: told.append(given["unit"]) or steps)
+    monkeypatch.setattr(shards, "progress", lambda **given: told.append(given["unit"]) or Bar(**given))
     contexts = chunks_of(300, 1000)
     with jg.sharded(tmp_path / "one.safetensors", (0, 2)) as job:
         each("n-grams", 4, lambda unit: {}, lambda: {"model": "a"}, of=contexts)()
@@ -130,6 +148,43 @@ def test_every_application_says_what_its_units_are() -> None:
     ]
     assert len(calls) >= 9
     assert all(len(call.args) > 5 or "of" in {one.arg for one in call.keywords} for call in calls)
+
+
+LONG: Mapping[str, tuple[Callable[[jg.ResidualGraph, Any], Any], str, int]] = {
+    # 9 points and 7 windows; 7 windows and 80 features.
+    "lenses": (
+        lambda graph, words: jg.evaluate_lens(
+            graph, [TEXT], tokens=240, window=40, orders=(0, 1), batch=4, memory=2**22, resamples=9, tokenizer=words
+        ),
+        "points × windows",
+        9 * 7,
+    ),
+    "jacobians": (
+        lambda graph, words: jg.fit_transport(graph, [TEXT], tokens=240, window=40, batch=4, tokenizer=words),
+        "rows",
+        7 * 80,
+    ),
+}
+
+
+@pytest.mark.parametrize("job", LONG)
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_bar_moves_within_a_unit_that_takes_long(
+    job: str, divided: bool, demo: tuple[jg.ResidualGraph, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """By what people know, all of which it has counted at the end: nothing is left to be made up for."""
+    bars: list[Bar] = []
+    monkeypatch.setattr(shards, "progress", lambda **options: bars.append(Bar(**options)) or bars[-1])
+    call, unit, total = LONG[job]
+    with jg.sharded(tmp_path / "state.safetensors") if divided else contextlib.nullcontext():
+        call(*demo)
+    bar = bars[0]
+    assert (bar.unit, bar.total, bar.n) == (unit, total, total)
+    steps = [late - soon for soon, late in pairwise([0, *bar.seen])]
+    # Each unit ends by a step of none: what it has told is all that it is made of.
+    assert len(steps) > 3
+    assert steps[-1] == 0
+    assert min(steps) >= 0
 
 
 def test_a_killed_job_goes_on_and_states_of_other_jobs_are_refused(tmp_path: pathlib.Path) -> None:

@@ -21,6 +21,7 @@ from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import CYCLE, OTHER
+from jetgraph.numbers import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ class Faithfulness(Result):
     def title(self) -> str:
         what = "what the graph has is ablated" if self.inside else "all but the graph is ablated"
         curve = f"CPR {self.cpr:.3g}, CMD {self.cmd:.3g}"
-        own = f"the graph's {amount(self.kept.components, self.of[:-1])}: {self.kept.faithfulness:.1%}"
+        own = f"the graph's {amount(self.kept.components, self.of[:-1])}: {percent(self.kept.faithfulness)}"
         return f"{self.model}: faithfulness for {self.what}, {what} ({self.ablation}), by {self.by}; {curve}; {own}"
 
     @property

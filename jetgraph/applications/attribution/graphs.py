@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from jetgraph.errors import InputError, amount, check
 from jetgraph.export.precision import own_types
 from jetgraph.layout.blocks import block_of
 from jetgraph.layout.laying_out import lay_out
+from jetgraph.numbers import percent
 from jetgraph.views.style import check_width, fit, styled
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ LEAST = 12
 
 DRAWN = 60
 """Nodes that a figure shows; of more, the most influential."""
+
+MOST = 1000
+"""Nodes that a figure shows where so many are asked for."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class Attribution(Result):
     aims: tuple[Aim, ...]
     """The targets."""
     tokenizer: Any | None
+    most: int | None = None
+    """Nodes that its figure shows; as many as a page has room for, up to `DRAWN`, unless given."""
 
     @cached_property
     def tokens(self) -> Texts:
@@ -264,7 +271,7 @@ class Attribution(Result):
         for component in self.flows.components:
             if (passage := component.passage) is not None:
                 letters[component.alias] = passage.rule.letter(passage.hops[0].order)
-        dag = nx.MultiDiGraph(model=self.model, target=self.what, total=total, **self._about())
+        dag = nx.MultiDiGraph(model=self.model, target=self.what, total=total, **_about(self))
         for node in self.nodes:
             dag.add_node(
                 node.name,
@@ -288,36 +295,39 @@ class Attribution(Result):
             dag.add_edge(start.name, end.name, influence=influence, **ends, **facts)
         return lay_out(dag)
 
-    def _about(self) -> dict[str, Any]:
-        """The prompt's tokens, as a list in JSON, and the sizes of a transformer, for the formats of others."""
-        names = [component.name.removesuffix(".bias") for component in self.flows.components]
-        sites = [match for name in names if (match := _SITE.match(name))]
-        lands = {component.name: component.lands for component in self.flows.components}
-        beside = {lands[name] for name in lands if name.endswith(".mlp")}
-        return {
-            "tokens": json.dumps([text for some in self.tokens for text in some]),
-            "layers": 1 + max((int(match[1]) for match in sites), default=-1),
-            "heads": 1 + max((int(match[2]) for match in sites if match[2]), default=-1),
-            "width": next(iter(self.network.graph.branches.values())).node.meta["shape"][-1],
-            "parallel": int(any(lands[name] in beside for name in lands if ".attn" in name and ".bias" not in name)),
-        }
-
     @own_types()
     def figure(self) -> Figure:
         """Nodes by position and depth, as large as their influence; edges as wide, red where they take away.
 
-        Of a graph of more than `DRAWN` nodes the most influential ones, and of these the widest edges: then the title
-        says how many, and what they carry.
+        As many nodes as a page has rows for, up to `DRAWN`, or `most`: the most influential ones, and of these the
+        widest edges. Then the title says how many, and what they carry.
         """
         return self._figure(None)
+
+    def plot(
+        self, file: str | os.PathLike[str] | None = None, *, width: float | None = None, most: int | None = None
+    ) -> Figure:
+        """Draw the graph; into `file` (.png, .svg, .pdf) too where one is given.
+
+        A picture is as high as a page, and shows as many of the most influential nodes as there is room for; with
+        `most` it shows so many, and is as high as that takes. For `width` see `Result.plot`.
+
+        Raises
+        ------
+        InputError, FileError, MissingExtraError
+            As `Result.plot`; `most` is not between 1 and 1,000.
+        """
+        check(Attribution.plot, locals())
+        if most is not None and not 1 <= most <= MOST:
+            raise InputError(f"most={most} is no number of nodes to draw: give 1 to {MOST}")
+        return Result.plot(self if most is None else replace(self, most=most), file, width=width)
 
     @own_types()
     @styled
     def drawn(self, width: float | None = None) -> Figure:
         """The picture, in a width: targets stand in more lines, and the axis says how many names have no room.
 
-        It is no higher than a page. Of a graph that would be, the most influential nodes are drawn, as many as there
-        are rows for, and the title says how many.
+        It is no higher than a page, see `plot`.
 
         Raises
         ------
@@ -330,16 +340,17 @@ class Attribution(Result):
         return figure if width is None else without_overlap(figure)
 
     def _figure(self, width: float | None) -> Figure:
-        number = min(DRAWN, len(self.nodes))
+        number = min(self.most or DRAWN, len(self.nodes))
         shown = self._largest(number)
         dag = shown.to_networkx()
-        while width is not None and number > LEAST and (rows := too_high(dag, width)):
+        while self.most is None and number > LEAST and (rows := too_high(dag, width)):
             # A row is gone when its last node is.
             number = max(LEAST, number - rows)
             shown = self._largest(number)
             dag = shown.to_networkx()
         edges = widest(dag)
-        return picture(self.title + _left_out(self, shown, len(edges)), dag, edges, width)
+        title = self.title + _left_out(self, shown, len(edges))
+        return picture(title, dag, edges, width, on_page=self.most is None, rest=_rest(shown))
 
     def _largest(self, number: int) -> Attribution:
         """The graph of its targets and most influential nodes; itself where it has no more."""
@@ -347,6 +358,28 @@ class Attribution(Result):
             return self
         kept = _most_influential(self.nodes, number)
         return self._of(kept, (self.edges >= 0) & kept[self.senders] & kept[self.receivers])
+
+
+def _about(graph: Attribution) -> dict[str, Any]:
+    """The prompt's tokens, as a list in JSON, and the sizes of a transformer, for the formats of others."""
+    names = [component.name.removesuffix(".bias") for component in graph.flows.components]
+    sites = [match for name in names if (match := _SITE.match(name))]
+    lands = {component.name: component.lands for component in graph.flows.components}
+    beside = {lands[name] for name in lands if name.endswith(".mlp")}
+    return {
+        "tokens": json.dumps([text for some in graph.tokens for text in some]),
+        "layers": 1 + max((int(match[1]) for match in sites), default=-1),
+        "heads": 1 + max((int(match[2]) for match in sites if match[2]), default=-1),
+        "width": next(iter(graph.network.graph.branches.values())).node.meta["shape"][-1],
+        "parallel": int(any(lands[name] in beside for name in lands if ".attn" in name and ".bias" not in name)),
+    }
+
+
+def _rest(graph: Attribution) -> str:
+    """What the node of all that was cut is called in a picture: with what comes along paths that are not all drawn."""
+    if graph.nodes[-1].role != "rest" or not graph.total:
+        return "rest"
+    return f"rest: {graph.total - graph.carried:.4g} ({percent(1 - graph.completeness)})"
 
 
 def _left_out(graph: Attribution, shown: Attribution, edges: int) -> str:
@@ -367,7 +400,9 @@ def _most_influential(nodes: Sequence[Node], number: int) -> Tensor:
 
 def _share(graph: Attribution) -> str:
     """What a graph carries, where something was cut."""
-    return "" if graph.nodes[-1].role != "rest" else f", which carry {graph.carried:.4g} ({graph.completeness:.1%})"
+    return (
+        "" if graph.nodes[-1].role != "rest" else f", which carry {graph.carried:.4g} ({percent(graph.completeness)})"
+    )
 
 
 def _measured(value: float, total: float, node: Node) -> dict[str, Any]:

@@ -32,7 +32,7 @@ PIXELS = 130
 """Of a layout to an inch."""
 
 HIGHEST = 9.0
-"""Inches of a picture in a width, as a page of a paper has."""
+"""Inches of a picture, as a page of a paper has."""
 
 NEARER = 1.5
 """How much nearer to each other rows of such a picture stand, at most: nodes and their names still have room."""
@@ -47,11 +47,19 @@ def widest(dag: nx.MultiDiGraph) -> list[Edge]:
     return sorted(dag.edges(data=True), key=lambda edge: -abs(edge[2]["value"]))[:LARGEST]
 
 
-def picture(title: str, dag: nx.MultiDiGraph, edges: Sequence[Edge], width: float | None = None) -> Figure:
+def picture(
+    title: str,
+    dag: nx.MultiDiGraph,
+    edges: Sequence[Edge],
+    width: float | None = None,
+    *,
+    on_page: bool = True,
+    rest: str = "rest",
+) -> Figure:
     """Draw an attribution graph at its places, and of its edges these; blue gives, red takes away.
 
-    In a width in inches, targets stand in as many lines as that takes, and rows nearer to each other where they would
-    be higher than a page.
+    In a width in inches, targets stand in as many lines as that takes; where it is to go `on_page`, rows stand nearer
+    to each other than they would. `rest` is what the node is called of all that was cut.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch
@@ -59,8 +67,8 @@ def picture(title: str, dag: nx.MultiDiGraph, edges: Sequence[Edge], width: floa
     nodes = dict(dag.nodes(data=True)) if width is None else _narrowed(dag, width)
     xs, ys = ([facts[axis] for facts in nodes.values()] for axis in ("x", "y"))
     wide, high = (max(xs) - min(xs)) / PIXELS + 2.5, (max(ys) - min(ys)) / PIXELS + _around(width)
-    size = (max(6.5, wide), max(4.0, high)) if width is None else (width, min(max(4.0, high), HIGHEST))
-    figure = Figure(figsize=size, layout="constrained")
+    high = min(max(4.0, high), HIGHEST) if on_page else max(4.0, high)
+    figure = Figure(figsize=(max(6.5, wide) if width is None else width, high), layout="constrained")
     axes = figure.subplots()
     largest = abs(edges[0][2]["value"]) if edges else 1.0
     for start, end, facts in edges:
@@ -78,7 +86,8 @@ def picture(title: str, dag: nx.MultiDiGraph, edges: Sequence[Edge], width: floa
         area = 20 + 130 * facts["influence"] / most
         axes.scatter(*place, s=area, color=colour, zorder=2)
         above = {"xytext": (0, 2 + area**0.5 / 2), "textcoords": "offset points", "va": "bottom", "ha": "center"}
-        name = axes.annotate(short_name(facts), place, fontsize=6, parse_math=False, **above)
+        called = rest if facts["role"] == "rest" else short_name(facts)
+        name = axes.annotate(called, place, fontsize=6, parse_math=False, **above)
         name.set_gid(str(facts["influence"]))
     _label(axes, [facts for facts in nodes.values() if facts["role"] != "rest"])
     _legend(figure, figure.get_figwidth() if width is None else width)
@@ -91,9 +100,10 @@ def _around(width: float | None) -> float:
     return 1.6 + 1.5 * (width is not None and width <= NARROW)
 
 
-def too_high(dag: nx.MultiDiGraph, width: float) -> int:
+def too_high(dag: nx.MultiDiGraph, width: float | None) -> int:
     """How many rows a picture in this width has no room for, as `on_grid` sets them."""
-    places = [facts["y"] for facts in _narrowed(dag, width).values()]
+    nodes = dict(dag.nodes(data=True)) if width is None else _narrowed(dag, width)
+    places = [facts["y"] for facts in nodes.values()]
     room = (HIGHEST - _around(width)) * PIXELS * NEARER
     return max(0, math.ceil((max(places) - min(places) - room) / (1.5 * ROW)))
 

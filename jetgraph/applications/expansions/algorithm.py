@@ -27,6 +27,7 @@ from jetgraph.compilation.weighing import optimal_weights
 from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import Series, check_order
+from jetgraph.numbers import percent
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import Match, match
@@ -80,8 +81,8 @@ class JetExpansion(Result):
         why = "" if self.chosen is None else f"; {self.chosen}"
         return (
             f"Jet expansion of order {self.order}{plain} of {self.model} at {self.where}: "
-            f"{amount(len(self.centres), 'centre')}, {amount(len(self.terms), 'term')}, remainder {self.relative:.2%} "
-            f"of the value{why}"
+            f"{amount(len(self.centres), 'centre')}, {amount(len(self.terms), 'term')}, remainder "
+            f"{percent(self.relative, 2)} of the value{why}"
         )
 
     @property

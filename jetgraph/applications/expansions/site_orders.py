@@ -22,6 +22,7 @@ from jetgraph.compilation.certificates import certified, left_by_sites
 from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
+from jetgraph.numbers import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +48,8 @@ class SiteOrders(Result):
         reached = sum(one.reached for one in self.chosen.values())
         return (
             f"Orders of {self.model} at {amount(len(self.chosen), 'site')}, each to leave no more than "
-            f"{self.tolerance:g} of its site, as {reached} do; all together leave {self.relative:.2%} of the output"
+            f"{self.tolerance:g} of its site, as {reached} do; all together leave {percent(self.relative, 2)} of the "
+            "output"
         )
 
     @property

@@ -18,6 +18,7 @@ from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, counted_tokens, subject
 from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
+from jetgraph.numbers import percent
 from jetgraph.running.attention import attention_pattern, reads_itself
 
 if TYPE_CHECKING:
@@ -128,8 +129,8 @@ class AttentionPatterns(Result):
         if self.resting <= RESTS:
             return ""
         return (
-            f"the last position gives {self.resting:.0%} of its attention to the first key, where heads rest that have "
-            "nothing to read: it is left out here, and is in files"
+            f"the last position gives {percent(self.resting, 0)} of its attention to the first key, where heads rest "
+            "that have nothing to read: it is left out here, and is in files"
         )
 
     def figure(self) -> Figure:

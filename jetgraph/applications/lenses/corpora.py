@@ -19,7 +19,7 @@ from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError
 from jetgraph.loading import Loaded, load_model
 from jetgraph.prompts import encode, texts_of
-from jetgraph.scale.shards import Glance, estimating
+from jetgraph.scale.shards import Glance, Parts, estimating
 from jetgraph.scale.texts import Corpus, open_corpus
 
 Texts = str | os.PathLike[str] | Sequence[str] | Tensor | Corpus
@@ -116,6 +116,10 @@ class Windows:
         """How many windows are looked at together, in batches of windows of one shape: a multiple of `pool`."""
         pool, wanted = self.pool(), batch if self.sorted else TOGETHER * batch
         return pool * max(1, -(-min(wanted, self.number) // pool))
+
+    def parts(self, run: int, of_each: int, name: str) -> Parts:
+        """What a run of so many of them is made of, where each has so many parts."""
+        return Parts(name, lambda unit: of_each * max(0, min(run, self.number - unit * run)))
 
     def units(self, batch: int) -> tuple[int, Glance | None]:
         """How many runs there are; and which of them, where these windows are a part of what is to be looked at."""

@@ -38,7 +38,7 @@ from jetgraph.export.precision import summed_in
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import match, radius
 from jetgraph.running.memory import suited
-from jetgraph.scale.shards import each
+from jetgraph.scale.shards import advance, each
 from jetgraph.scale.states import Record, digest_of_model
 
 Look = Callable[[], tuple[Array, ...]]
@@ -111,6 +111,7 @@ class Measurement:
                     for start in range(0, len(orders), number)
                 ]
                 parts.append(torch.cat(measured, dim=2))
+                advance(parts[-1].shape[1] * parts[-1].shape[3])
             # [metric, point, order, window, position]
             found = torch.cat(parts, dim=1)
             return lambda: (found.cpu().numpy(), *(() if ways is None else (ways(),)))
@@ -198,7 +199,9 @@ class Measurement:
             return {**tally.record([first for first, *_ in every]), **besides(every, unit * run)}
 
         number, glance = windows.units(self.batch)
-        return each(stage, number, compute, lambda: self._identity, glance, f"runs of {amount(run, 'window')}")
+        parts = windows.parts(run, len(self.points), "points × windows")
+        of = f"runs of {amount(run, 'window')}"
+        return each(stage, number, compute, lambda: self._identity, glance, of, parts)
 
     def _size(self, order: int) -> Callable[[Tensor], int]:
         """How many windows go together."""

@@ -32,16 +32,13 @@ from jetgraph.applications.lenses.remarks import remarks
 from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_features, is_vocabulary, subject
 from jetgraph.errors import FileError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
-from jetgraph.files.targets import check_target
+from jetgraph.files.targets import TENSORS, check_target
 from jetgraph.files.writing import is_file, shown, write_atomically
 from jetgraph.jets.series import Series, check_order, coefficient
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
-from jetgraph.scale.shards import each
+from jetgraph.scale.shards import advance, each
 from jetgraph.scale.states import ADDED, Record, digest_of_model, from_grid, onto_grid
-
-FILES = (".safetensors",)
-"""Suffixes of files of fitted maps."""
 
 Sampled = Literal["one", "all"]
 """Positions of a window whose slopes are taken."""
@@ -101,7 +98,7 @@ class Transport:
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Write sums and counts as .safetensors, and return the file."""
         check(Transport.save, locals())
-        target = check_target(file, FILES)
+        target = check_target(file, TENSORS)
         tensors = {f"h{point}": total.contiguous() for point, total in self.sums.items()}
         facts = {"model": self.model, "count": str(self.count)}
         return write_atomically(target, lambda path: save_file(tensors, path, metadata=facts))
@@ -234,7 +231,10 @@ class _Fit:
             return self._sums(cursor.take(start, stop), self.numbers.take(start, stop))
 
         number, glance = self.windows.units(self.batch)
-        records = each("jacobians", number, compute, self._identity, glance, f"runs of {amount(run, 'window')}")
+        of = f"runs of {amount(run, 'window')}"
+        features = self.one.graph.stream.points[-1].meta["shape"][-1]
+        parts = self.windows.parts(run, features, "rows") if isinstance(features, int) else None
+        records = each("jacobians", number, compute, self._identity, glance, of, parts)
         sums = records()[0]
         totals = {
             point: from_grid(*(sums[f"{ADDED}h{point} {grid}"] for grid in ("coarse", "fine"))) for point in self.points
@@ -287,6 +287,7 @@ def _jacobians(
             for total, slope in zip(totals, slopes, strict=True):
                 if slope is not None:
                     total[feature] = (slope * signs[..., None]).flatten(0, -2).double().sum(0).cpu()
+            advance(len(numbers))
     return dict(zip(points, totals, strict=True)), int(signs.count_nonzero())
 
 

@@ -13,12 +13,29 @@ export function make(name, attributes = {}, ...inside) {
   return made;
 }
 
-/** A number for people. */
+/** How far below 1 a number is that is 1 but for rounding. */
+const ROUNDING = 1e-12;
+
+/** A number for people: as `jetgraph.numbers.rounded`, how far below 1 it is where it is 1 to four digits. */
 export function told(value) {
   if (value === null || value === undefined) return "";
   const size = Math.abs(value);
-  const text = size && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
-  return text.replace("-", "−");
+  const near = value < 1 - ROUNDING;
+  let text = size && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  if (text === "1" && near) text = String(Number(value.toPrecision(6)));
+  if (text === "1" && near) text = `1-${(1 - value).toExponential(1)}`;
+  return text.replaceAll("-", "−");
+}
+
+/** A share in percent, as `jetgraph.numbers.percent`: with one more place where it is nearly nothing, or all. */
+export function percent(share) {
+  if (share === null) return "";
+  const value = 100 * share;
+  const places = Math.abs(value) < 10 || value.toFixed(1) === "100.0" ? 2 : 1;
+  const text = (number) => `${number.toFixed(places)} %`.replaceAll("-", "−");
+  const rounded = text(value);
+  if (share !== 0 && Math.abs(value) < 0.005) return share > 0 ? `<${text(0.01)}` : `>${text(-0.01)}`;
+  return rounded === text(100) ? (share < 1 - ROUNDING ? `>${text(99.99)}` : "100.0 %") : rounded;
 }
 
 /** A count, by thousands. */

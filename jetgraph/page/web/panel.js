@@ -1,10 +1,8 @@
-import { counted, make, told } from "./elements.js";
+import { counted, make, percent, told } from "./elements.js";
 import { formulaOf } from "./formula.js";
 import { cellOf } from "./quotient.js";
 
 /** What is known of the chosen node: facts, formula, and edges by size. */
-
-const percent = (share) => (share === null ? "" : `${(100 * share).toFixed(Math.abs(share) < 0.1 ? 2 : 1)} %`.replace("-", "−"));
 
 const LISTED = 60;
 

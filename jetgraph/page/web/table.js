@@ -50,8 +50,9 @@ async function openTable() {
     update();
   }
 
-  document.title = part("title").textContent = data.title;
-  part("names").append(...data.names.map((name, column) => make("th", { scope: "col" }, make("button", { type: "button", onclick: () => sort(column) }, name))));
+  document.title = part("title").textContent = part("title").title = data.title;
+  const kind = (column) => (data.columns[column].some((cell) => rank(cell) === 0) && !data.columns[column].some((cell) => rank(cell) === 1) ? { class: "number" } : {});
+  part("names").append(...data.names.map((name, column) => make("th", { scope: "col", ...kind(column) }, make("button", { type: "button", onclick: () => sort(column) }, name))));
   if (data.figure) part("figure").append(make("img", { src: data.figure, alt: `Figure: ${data.title}` }));
   part("search").addEventListener("input", update);
   part("theme").addEventListener("click", () => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 import jetgraph as jg
+from jetgraph.applications.attribution import pictures
 from jetgraph.applications.attribution.graphs import Attribution
 from jetgraph.applications.attribution.targets import Aim, named, without_place
 from jetgraph.compilation.components import Readout
@@ -350,6 +352,36 @@ def test_a_graph_as_table_file_and_figure(whole: Attribution, tmp_path: Path) ->
     with pytest.raises(jg.InputError, match="spreadsheet"):
         pruned.save(tmp_path / "graph.json", spreadsheet=True)
     assert pruned.components()["name"][-1] == "rest"
+
+
+def test_a_picture_is_no_higher_than_a_page_and_more_can_be_asked_for(
+    whole: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most influential nodes stay; what was cut is told by number and share, at its node."""
+
+    def rows(figure: Any) -> int:
+        return len(figure.axes[0].get_yticks())
+
+    high = whole.figure()
+    monkeypatch.setattr(pictures, "HIGHEST", 3.0)
+    low = whole.figure()
+    assert low.get_figheight() <= 3.0 < high.get_figheight()
+    assert rows(low) < rows(high)
+    title = " ".join(low.axes[0].title.get_text().split())
+    drawn = re.search(r"drawn: the (\d+) most influential, with (\d+) edges?, which carry (\S+) \((\S+)%\)", title)
+    assert drawn is not None
+    (rest,) = [text.get_text() for text in low.axes[0].texts if text.get_text().startswith("rest")]
+    left, share = re.fullmatch(r"rest: (\S+) \((\S+)%\)", rest).groups()
+    assert float(left) + float(drawn[3]) == pytest.approx(whole.total, rel=1e-3)
+    assert float(share) + float(drawn[4]) == pytest.approx(100, abs=0.11)
+    every = whole.plot(tmp_path / "all.png", most=len(whole.nodes))
+    assert rows(every) >= rows(high)
+    assert every.get_figheight() > 3.0
+    assert "most influential" not in every.axes[0].title.get_text()
+    assert rows(whole.plot(width=3.3)) <= rows(low)
+    for most in (0, 1001):
+        with pytest.raises(jg.InputError, match="is no number of nodes to draw"):
+            whole.plot(most=most)
 
 
 def test_directions_of_a_dictionary(traced: Callable[..., Example]) -> None:
