@@ -21,6 +21,7 @@ from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import CYCLE, OTHER
+from jetgraph.residual import one_look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,6 +136,7 @@ class Faithfulness(Result):
 
 @torch.no_grad()
 @own_types()
+@one_look()
 def faithfulness(
     attribution: Attribution,
     *,

@@ -27,7 +27,7 @@ from jetgraph.compilation.weighing import optimal_weights
 from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import Series, check_order
-from jetgraph.residual import ResidualGraph
+from jetgraph.residual import ResidualGraph, one_look
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import Match, match
 
@@ -129,6 +129,7 @@ def _norm(value: Tensor) -> float:
 
 @torch.no_grad()
 @own_types()
+@one_look()
 def jet_expand(
     model: Model,
     inputs: Inputs,
