@@ -7,7 +7,9 @@ value, and the stages put together again have to give the model's output.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -28,7 +30,7 @@ from jetgraph.structure.analysis import analyse
 from jetgraph.structure.regions import Branch, Join, JoinStage, Region, Stream, Structure
 from jetgraph.structure.splitting import split
 from jetgraph.tracing.agreement import Check, compare
-from jetgraph.tracing.code import Code
+from jetgraph.tracing.code import Change, Code
 from jetgraph.tracing.state import kept
 from jetgraph.tracing.trace import example_output, trace_example
 from jetgraph.tracing.traced import Traced
@@ -381,8 +383,28 @@ def _pass_over(
     return Forward(graph, state, graph.traced.input_values(args, kwargs))
 
 
+_seen: ContextVar[dict[int, Sequence[Code]] | None] = ContextVar("code that this call has looked at", default=None)
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """One look at a model's code does for all that a function runs and compiles; also a decorator.
+
+    Of functions that return when they are done, and that run none of their user's code between two passes, such as a
+    generator of texts, which could change something.
+    """
+    if _seen.get() is not None:
+        yield
+        return
+    token = _seen.set({})
+    try:
+        yield
+    finally:
+        _seen.reset(token)
+
+
 def check_code(graph: ResidualGraph) -> None:
-    """Look whether the code of a graph's model is what it was when it was traced.
+    """Look whether the code of a graph's model is what it was when it was traced; once in `one_look`.
 
     Of what may change nothing that is computed, as many switches of a config do, that is found out once, by running the
     model on the example.
@@ -392,11 +414,22 @@ def check_code(graph: ResidualGraph) -> None:
     StateError
         It is not.
     """
-    weights = graph.traced.tensors
-    if not isinstance(weights, Weights) or not (changes := weights.changes()):
+    weights, seen = graph.traced.tensors, _seen.get()
+    if not isinstance(weights, Weights) or not (codes := weights.codes):
         return
-    if all(change.harmless for change in changes) and _still_agrees(graph, weights.codes):
-        for code in weights.codes:
+    if seen is not None and id(codes) in seen:
+        return
+    if changes := weights.changes():
+        _check_changes(graph, codes, changes)
+    if seen is not None:
+        # Held by its number, which would be given to another one.
+        seen[id(codes)] = codes
+
+
+def _check_changes(graph: ResidualGraph, codes: Sequence[Code], changes: Sequence[Change]) -> None:
+    """Raise `StateError` for what has changed in a model's code, unless nothing comes of it."""
+    if all(change.harmless for change in changes) and _still_agrees(graph, codes):
+        for code in codes:
             code.accept()
         return
     first = next((change for change in changes if not change.harmless), changes[0])

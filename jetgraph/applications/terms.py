@@ -38,6 +38,7 @@ from jetgraph.applications.subject import (
 from jetgraph.compilation import Ledger, PathValues, compile
 from jetgraph.errors import BudgetError, InputError, amount, big, check, renamed
 from jetgraph.export.precision import own_types
+from jetgraph.residual import one_look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -174,6 +175,7 @@ class Terms(Result):
 @renamed(paths="path")
 @torch.no_grad()
 @own_types()
+@one_look()
 def terms(
     model: Model | Expansion,
     inputs: Inputs,

@@ -22,6 +22,7 @@ from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.compilation.flows import Flows, flows
 from jetgraph.errors import check
 from jetgraph.export.precision import own_types
+from jetgraph.residual import one_look
 from jetgraph.running.memory import check_memory
 
 
@@ -56,6 +57,7 @@ def attribute(
 ) -> Several[Attribution]: ...
 @torch.no_grad()
 @own_types()
+@one_look()
 def attribute(
     model: Model | Expansion,
     inputs: Inputs | Sequence[Inputs],

@@ -22,6 +22,7 @@ from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import CYCLE, OTHER
 from jetgraph.numbers import percent
+from jetgraph.residual import one_look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,6 +137,7 @@ class Faithfulness(Result):
 
 @torch.no_grad()
 @own_types()
+@one_look()
 def faithfulness(
     attribution: Attribution,
     *,

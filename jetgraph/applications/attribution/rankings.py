@@ -31,6 +31,7 @@ from jetgraph.compilation.linear import is_linear
 from jetgraph.compilation.search import Found, search
 from jetgraph.errors import InputError, amount, check, quoted, renamed
 from jetgraph.export.precision import own_types
+from jetgraph.residual import one_look
 from jetgraph.running.memory import check_memory
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def rank(
 @renamed(paths="path")
 @torch.no_grad()
 @own_types()
+@one_look()
 def rank(
     model: Model | Expansion,
     inputs: Inputs | Sequence[Inputs],

@@ -25,6 +25,7 @@ from jetgraph.compilation.sums import class_sums
 from jetgraph.errors import amount, check, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.layout.colours import GIVES, OTHER, TAKES
+from jetgraph.residual import one_look
 from jetgraph.running.memory import check_memory
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ def _seen(bars: list[tuple[str, float]]) -> list[tuple[str, float]]:
 @renamed(paths="path")
 @torch.no_grad()
 @own_types()
+@one_look()
 def spectrum(
     model: Model | Expansion,
     inputs: Inputs,

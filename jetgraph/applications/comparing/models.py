@@ -33,6 +33,7 @@ from jetgraph.applications.subject import Model, Subject, subject
 from jetgraph.errors import InputError, amount, big, check, renamed
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress, say
+from jetgraph.residual import one_look
 from jetgraph.scale.shards import each
 from jetgraph.scale.states import Record, digest_of_model
 
@@ -102,6 +103,7 @@ class ModelDiff(Result):
 @renamed(paths="path")
 @torch.no_grad()
 @own_types()
+@one_look()
 def diff(
     model_a: Model,
     model_b: Model,

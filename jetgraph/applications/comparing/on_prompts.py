@@ -38,6 +38,7 @@ from jetgraph.compilation.evaluation import MEMORY
 from jetgraph.errors import BudgetError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
+from jetgraph.residual import one_look
 from jetgraph.running.memory import check_memory
 
 Token = int | str
@@ -49,6 +50,7 @@ MOST = 5_000
 
 @torch.no_grad()
 @own_types()
+@one_look()
 def compare(
     model_a: Model,
     model_b: Model,

@@ -28,7 +28,7 @@ from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import Series, check_order
 from jetgraph.numbers import percent
-from jetgraph.residual import ResidualGraph
+from jetgraph.residual import ResidualGraph, one_look
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import Match, match
 
@@ -130,6 +130,7 @@ def _norm(value: Tensor) -> float:
 
 @torch.no_grad()
 @own_types()
+@one_look()
 def jet_expand(
     model: Model,
     inputs: Inputs,

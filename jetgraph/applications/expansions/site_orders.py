@@ -23,6 +23,7 @@ from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 from jetgraph.numbers import percent
+from jetgraph.residual import one_look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,6 +83,7 @@ def _ratio(one: ChosenOrder) -> float | None:
 
 @torch.no_grad()
 @own_types()
+@one_look()
 def choose_orders(
     model: Model,
     inputs: Inputs,

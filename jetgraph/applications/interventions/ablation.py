@@ -33,6 +33,7 @@ from jetgraph.errors import BudgetError, InputError, SelectionError, amount, big
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.layout.colours import OTHER
+from jetgraph.residual import one_look
 from jetgraph.running.copies import Change as Replacing
 from jetgraph.running.memory import check_memory, give_back, suited
 
@@ -249,6 +250,7 @@ def _labels(points: Sequence[tuple[str, float, float]], axes: Any) -> Iterator[t
 @renamed(paths="path")
 @torch.no_grad()
 @own_types()
+@one_look()
 def ablate(
     model: Model | Expansion,
     path: Pattern | None,

@@ -19,6 +19,7 @@ from jetgraph.applications.subject import Inputs, Model, counted_tokens, subject
 from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.numbers import percent
+from jetgraph.residual import one_look
 from jetgraph.running.attention import attention_pattern, reads_itself
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ class AttentionPatterns(Result):
 
 @torch.no_grad()
 @own_types()
+@one_look()
 def attention_patterns(
     model: Model, inputs: Inputs, *, branches: str | Sequence[str] | None = None, tokenizer: Any | None = None
 ) -> AttentionPatterns:

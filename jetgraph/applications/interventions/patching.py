@@ -23,6 +23,7 @@ from jetgraph.applications.subject import Inputs, Model, split_subject, subject
 from jetgraph.errors import InputError, check
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
+from jetgraph.residual import one_look
 from jetgraph.running.memory import check_memory
 
 if TYPE_CHECKING:
@@ -224,6 +225,7 @@ def _largest(sizes: Tensor) -> list[int]:
 @torch.inference_mode(False)
 @torch.no_grad()
 @own_types()
+@one_look()
 def patch(
     model: Model,
     clean: Inputs,

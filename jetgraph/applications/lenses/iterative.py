@@ -53,7 +53,7 @@ from jetgraph.export.frames import on_one_chunk
 from jetgraph.export.precision import own_types
 from jetgraph.jets.domain import looked_at_once
 from jetgraph.jets.series import check_order
-from jetgraph.residual import ResidualGraph
+from jetgraph.residual import ResidualGraph, one_look
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import at_places, places_of
 from jetgraph.views.style import check_width, fit
@@ -142,6 +142,7 @@ class Lens(LensValues):
 
 @torch.no_grad()
 @own_types()
+@one_look()
 def lens(
     model: Model,
     inputs: Inputs,

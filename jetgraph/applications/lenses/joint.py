@@ -37,6 +37,7 @@ from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
 from jetgraph.jets.series import check_order
 from jetgraph.layout.colours import GIVES, OTHER
+from jetgraph.residual import one_look
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -248,6 +249,7 @@ class JointLens(Result):
 
 @torch.no_grad()
 @own_types()
+@one_look()
 def joint_lens(
     model: Model,
     inputs: Inputs,

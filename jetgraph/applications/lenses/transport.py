@@ -35,7 +35,7 @@ from jetgraph.export.precision import own_types
 from jetgraph.files.targets import TENSORS, check_target
 from jetgraph.files.writing import is_file, shown, write_atomically
 from jetgraph.jets.series import Series, check_order, coefficient
-from jetgraph.residual import ResidualGraph
+from jetgraph.residual import ResidualGraph, one_look
 from jetgraph.running.forward import Forward
 from jetgraph.scale.shards import advance, each
 from jetgraph.scale.states import ADDED, Record, digest_of_model, from_grid, onto_grid
@@ -327,6 +327,7 @@ class TransportLens(Lens):
 
 @torch.no_grad()
 @own_types()
+@one_look()
 def transport_lens(
     model: Model,
     inputs: Inputs,
