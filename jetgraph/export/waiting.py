@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import threading
@@ -112,105 +111,42 @@ EARLY, PLENTY = 0.05, 60.0
 """The share of work that has to be done, or the seconds that have to be gone, before the time that is left is told."""
 
 
-_numbers = itertools.count()
-
-
 class _Ticking(tqdm):
-    """A bar that goes on telling the time where one step takes long, by a thread that all bars share."""
+    """A bar that goes on telling the time where one step takes long, by a thread of its own."""
 
     every = 1.0
     """Seconds from one look to the next."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self.number = next(_numbers)
-        self._ends, self._ended = threading.Lock(), False
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
         # Steps that go together are told in one moment: the mean says more than what was last.
         super().__init__(*args, **{"smoothing": 0.0, **options})
         if not self.disable and not self.pos:
-            _clock.add(self)
+            self._thread = threading.Thread(target=_tick, args=(weakref.ref(self), self._done, self.every), daemon=True)
+            self._thread.start()
 
     def tick(self) -> None:
         """Tell how far it has come by now."""
         self.refresh()
 
-    def tick_unless_ended(self) -> bool:
-        """As `tick`, and not beside or after its end; whether it goes on."""
-        with self._ends:
-            if not self._ended:
-                self.tick()
-            return not self._ended
-
     def close(self) -> None:
-        """End; nothing is told after that."""
+        """End, with the thread."""
         self._stop()
         super().close()
 
     def _stop(self) -> None:
-        """Be ticked no more."""
-        _clock.remove(self)
-        with self._ends:
-            self._ended = True
+        """End the thread."""
+        self._done.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
 
 
-class _Clock:
-    """A thread that ticks bars when their time comes: one that ends before has not started any.
-
-    It begins with a bar and ends where it finds none, when the time of one comes that was.
-    """
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._bars: dict[int, tuple[weakref.ref[_Ticking], float]] = {}
-        """Each, and when its time comes."""
-        self._begins, self._sooner = threading.Lock(), threading.Event()
-        self._thread: threading.Thread | None = None
-        self._wakes = 0.0
-
-    def add(self, bar: _Ticking) -> None:
-        """Tick a bar from now on."""
-        if self._process != os.getpid():
-            # Forked off, without the thread, and with its locks as they happened to be.
-            self.__init__()
-        due = time.monotonic() + bar.every
-        self._bars[bar.number] = weakref.ref(bar), due
-        with self._begins:
-            if self._thread is None or not self._thread.is_alive():
-                self._wakes = due
-                self._thread = threading.Thread(target=self._run, name="jetgraph's bars", daemon=True)
-                self._thread.start()
-            elif due < self._wakes:
-                self._sooner.set()
-
-    def remove(self, bar: _Ticking) -> None:
-        """Tick a bar no more. No lock is taken: bars are also collected, which is anywhere."""
-        self._bars.pop(bar.number, None)
-
-    def _run(self) -> None:
-        while self._goes_on():
-            self._sooner.wait(self._wakes - time.monotonic())
-            for number, (there, due) in [*self._bars.items()]:
-                if due > time.monotonic():
-                    continue
-                # Before it is told: one that cannot be, as its stream is closed, is not tried again.
-                self._bars.pop(number, None)
-                if (bar := there()) is not None and bar.tick_unless_ended():
-                    # Where it has ended since, that is found out the next time.
-                    self._bars[number] = there, time.monotonic() + bar.every
-                del bar
-
-    def _goes_on(self) -> bool:
-        """There is a bar; and what it is woken for."""
-        with self._begins:
-            dues = [due for _, due in [*self._bars.values()]]
-            self._sooner.clear()
-            if dues:
-                self._wakes = min(dues)
-            else:
-                self._thread = None
-            return bool(dues)
-
-
-_clock = _Clock()
+def _tick(bar: weakref.ref[_Ticking], done: threading.Event, every: float) -> None:
+    """Have a bar tell how far it has come, until it has ended or is gone."""
+    while not done.wait(every) and (there := bar()) is not None:
+        there.tick()
+        del there
 
 
 class _Lines(_Ticking):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -113,6 +110,7 @@ def test_a_bar_on_a_terminal_moves_by_itself_and_ends_with_its_thread(monkeypatc
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(waiting._Ticking, "every", 0.02)
+    before = threading.active_count()
     with contextlib.suppress(KeyboardInterrupt), waiting.progress(total=3, desc="patching") as bar:
         time.sleep(0.2)
         raise KeyboardInterrupt
@@ -121,65 +119,4 @@ def test_a_bar_on_a_terminal_moves_by_itself_and_ends_with_its_thread(monkeypatc
     left = waiting.progress(range(3), desc="patching")
     del left
     time.sleep(0.1)
-    assert not _threads()
-
-
-def test_short_work_shares_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of which nothing is left once the time of a bar comes and there is none."""
-    monkeypatch.setattr("sys.stderr", stream := io.StringIO())
-    monkeypatch.setattr(waiting, "EVERY", 0.3)
-    waiting._clock._sooner.set()
-    while _threads():
-        time.sleep(0.01)
-    begun: list[threading.Thread] = []
-    start = threading.Thread.start
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: (begun.append(thread), start(thread)))
-    for _ in range(100):
-        with waiting.progress(total=3) as bar:
-            bar.update(3)
-    assert [thread.name for thread in begun] == [thread.name for thread in _threads()] == ["jetgraph's bars"]
-    time.sleep(0.5)
-    assert not _threads()
-    assert not stream.getvalue()
-
-
-def test_a_bar_whose_time_comes_first_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the thread waits for another one; and it goes on after one of them has ended."""
-    monkeypatch.setattr("sys.stderr", stream := io.StringIO())
-    with waiting.progress(total=2, desc="slow") as bar:
-        monkeypatch.setattr(waiting, "EVERY", 0.02)
-        seconds = threading.Thread(target=_work)
-        seconds.start()
-        seconds.join()
-        assert not stream.getvalue()
-        bar.close()
-        with waiting.progress(total=2, desc="fast"):
-            time.sleep(0.2)
-    assert stream.getvalue().count("fast: 0 of 2") > 3
-    assert "slow" not in stream.getvalue()
-
-
-def test_a_process_that_is_forked_off_has_a_thread_of_its_own(tmp_path: Path) -> None:
-    with waiting.progress(total=2, desc="above"):
-        pass
-    assert _threads()
-    child = os.fork()
-    if not child:
-        waiting.EVERY = 0.02
-        with (tmp_path / "told").open("w") as stream:
-            sys.stderr = stream
-            with waiting.progress(total=2, desc="below"):
-                time.sleep(0.2)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert "below: 0 of 2" in (tmp_path / "told").read_text()
-
-
-def _work() -> None:
-    """Work beside another one, which has the line."""
-    with waiting.progress(total=2, desc="beside"):
-        time.sleep(0.1)
-
-
-def _threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "jetgraph's bars"]
+    assert threading.active_count() == before
