@@ -408,7 +408,8 @@ def _scaled(
     clean = readout.clean.double()
     removed, direct = torch.zeros_like(clean), _block(len(paths), clean)
     values = compile(expansion, paths, budget=len(paths)).at(readout.places, **network.inputs)
-    for some, shares in zip(_portions(paths, readout), _portions(direct, readout), strict=True):
+    for start, some in _portions(paths, readout):
+        shares = direct[start : start + len(some)]
         shares.copy_(values.each(some).view(shares.shape)).mul_(1 - scale)
         for path, share in zip(some, shares, strict=True):
             if passed[path]:
@@ -499,19 +500,19 @@ def _changes(several: Sequence[Tensor], readout: Readout) -> Iterator[dict[tuple
     measures: tuple[Callable[[Tensor], Tensor], ...] = readout.change, readout.distance, readout.cosine
     if not readout.features:
         measures = readout.change, readout.centred_change, readout.divergence, _largest
-    for some in _portions(several, readout):
+    for _, some in _portions(several, readout):
         logits = torch.stack([*some])
         for numbers in zip(*(measure(logits).tolist() for measure in measures), strict=True):
             yield {(i, j): _change([each[i][j] for each in numbers], readout) for i, j in rows}
 
 
-def _portions(several: Sequence[Each], readout: Readout) -> Iterator[Sequence[Each]]:
-    """As many at once as their logits in float64 are worked on together."""
+def _portions(several: Sequence[Each], readout: Readout) -> Iterator[tuple[int, Sequence[Each]]]:
+    """As many at once as their logits in float64 are worked on together, and where they start."""
     most = suited(readout.clean.device, cpu=WORKED_ON, accelerator=WORKED_ON_LAUNCHED)
     size = max(1, most // (8 * max(1, readout.clean.numel())))
     for start in range(0, len(several), size):
         give_back(readout.clean.device)
-        yield several[start : start + size]
+        yield start, several[start : start + size]
 
 
 def _largest(logits: Tensor) -> Tensor:
