@@ -12,6 +12,7 @@ from torch import Tensor
 from jetgraph.algebra.passages import Passage
 from jetgraph.compilation.hull import nearest_in_hull, without_rounding
 from jetgraph.errors import DomainError, InputError
+from jetgraph.running.reals import in_double, square
 
 
 def optimal_weights(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int], at: str) -> Tensor:
@@ -94,12 +95,13 @@ def _grams(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]) -> tupl
     kept = [dim for dim in range(-own.dim(), 0) if dim in tokens]
 
     def rows(value: Tensor) -> Tensor:
-        moved = value.double().permute(*(dim + own.dim() for dim in (*kept, *others)))
+        moved = in_double(value).permute(*(dim + own.dim() for dim in (*kept, *others)))
         return moved.flatten(len(kept)).flatten(0, max(len(kept) - 1, 0)) if kept else moved.reshape(1, -1)
 
     target = rows(own)
     errors = torch.stack([rows(value) - target for value in values], dim=1)
-    return errors @ errors.mT, target.square().sum(-1)
+    gram = (errors @ errors.mH).real if errors.is_complex() else errors @ errors.mT
+    return gram, square(target).sum(-1)
 
 
 def _sizes(own: Tensor, tokens: Sequence[int]) -> list[int]:
