@@ -85,7 +85,7 @@ def _evened_out(factor: Array, lengths: Array, weights: Array) -> Array:
     heavily = np.vstack([rows * HEAVY, np.eye(len(touching))])
     solution, _ = nnls(heavily, np.append(target * HEAVY, np.zeros(len(touching))), maxiter=100 * len(touching))
     some = solution > 0
-    exact = np.linalg.lstsq(rows[:, some], target, rcond=CLOSE / np.linalg.norm(rows))[0]
+    exact = np.linalg.lstsq(rows[:, some], target, rcond=CLOSE / float(np.linalg.norm(rows)))[0]
     if exact.min(initial=0) < 0 or np.abs(rows[:, some] @ exact - target).max() > CLOSE:
         return weights
     evened = np.zeros_like(weights)
