@@ -27,7 +27,7 @@ from jetgraph.compilation.planning import Planning
 from jetgraph.compilation.stacking import StackedRun
 from jetgraph.errors import InputError
 from jetgraph.running.forward import Forward
-from jetgraph.running.reals import as_reals, products
+from jetgraph.running.reals import as_reals, in_double, product
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,9 @@ class _Beam:
             if target is None:
                 self._sizes[value, target] = float(as_reals(tensor).double().norm())
             else:
-                self._sizes[value, target] = abs(float(products(tensor, self._gradient(target)[point]).sum()))
+                self._sizes[value, target] = abs(
+                    float(product(in_double(tensor), in_double(self._gradient(target)[point])).sum())
+                )
         return [self._sizes[one.value, target] for one in arriving]
 
     def _gradient(self, target: int) -> tuple[Tensor, ...]:

@@ -24,6 +24,7 @@ from jetgraph.compilation.weighing import optimal_weights
 from jetgraph.residual import ResidualGraph
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import errors_by_orders
+from jetgraph.running.reals import square as square_of
 from jetgraph.structure.regions import Region
 
 
@@ -94,7 +95,7 @@ def _left(errors: Tensor, weights: Sequence[float] | None, region: Region, alias
         shares = optimal_weights(list(errors), torch.zeros_like(errors[0]), region.scaling.places, alias)
     else:
         shares = torch.tensor(weights).to(errors).reshape(-1, *[1] * (errors.dim() - 1))
-    square = (shares * errors).sum(0).square()
+    square = square_of((shares * errors).sum(0))
     return float((square.sum(region.scaling.summed) if region.scaling.summed else square).mean().sqrt())
 
 

@@ -68,7 +68,8 @@ class Decoding:
         """
         rows = hidden[0].numel() // hidden[0].shape[-1] if hidden[0].dim() else 1
         linear = [at for at, weight in enumerate(constant) if not weight]
-        gram = self._gram if len(linear) * rows > hidden[0].shape[-1:].numel() else None
+        many = len(linear) * rows > hidden[0].shape[-1:].numel() and not hidden[0].is_complex()
+        gram = self._gram if many else None
         norms: dict[int, float] = {}
         if gram is not None:
             for at in linear:

@@ -25,6 +25,7 @@ from jetgraph.compilation.origins import SOURCES, Model, landed, own
 from jetgraph.compilation.planning import plan
 from jetgraph.errors import SelectionError, amount, quoted
 from jetgraph.running.forward import Forward
+from jetgraph.running.reals import in_double
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class SiteRemainder:
     @property
     def norm(self) -> float:
         """‖δ‖."""
-        return float(self.value.detach().double().norm())
+        return float(in_double(self.value.detach()).norm())
 
     @property
     def relative(self) -> float:
@@ -112,7 +113,7 @@ def ledger_of(model: Model, forward: Forward, sources: Collection[str], sums: Ma
         if alias in sums and passage.rule.weighting != "unit":
             whole = landed(model, forward, passage, own(model, forward, passage))
             left[alias] = whole - sums[alias] - _constants(model, forward, passage, sources, whole)
-            sizes[alias] = float(whole.detach().double().norm())
+            sizes[alias] = float(in_double(whole.detach()).norm())
     decoding = Decoding(model.expansion, forward)
 
     @cache

@@ -31,6 +31,7 @@ from jetgraph.running.alone import by_place
 from jetgraph.running.forward import Forward
 from jetgraph.running.indices import Position, at_places
 from jetgraph.running.memory import give_back
+from jetgraph.running.reals import as_reals, in_double
 
 _Row = list[tuple[int, float]]
 """The weights of a sum that are not 0, each with the number of its path."""
@@ -158,8 +159,8 @@ class PathValues:
     @cached_property
     def relative(self) -> float:
         """‖remainder‖ / ‖output‖, over all positions that were evaluated."""
-        size = float(self.output.detach().double().norm())
-        return float(self.remainder.detach().double().norm()) / size if size else 0.0
+        size = float(in_double(self.output.detach()).norm())
+        return float(in_double(self.remainder.detach()).norm()) / size if size else 0.0
 
     @property
     def total(self) -> Tensor:
@@ -247,11 +248,11 @@ class PathValues:
             if not -size <= number < size:
                 raise InputError(f"the output has shape {list(shape)}, so there is no {name}={number}")
         place = (example,) if len(shape) == 2 else (example, position)
-        row = self.output[place].detach().double()
+        row = as_reals(self.output[place].detach()).double()
         index = int(row.argmax()) if target is None else target
         by_path: dict[str, float] = {}
         for path, term in self.terms.items():
-            own = term[place].detach().double()
+            own = as_reals(term[place].detach()).double()
             by_path[str(path)] = float(own[index] - own.mean())
         at = -1 if len(shape) == 2 else self._decoding.place(example, position % shape[1])
         return PathScores(by_path, float(row[index] - row.mean()), str(index), at)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from jetgraph.algebra.passages import Passage
-from jetgraph.compilation.hull import nearest_in_hull
+from jetgraph.compilation.hull import nearest_in_hull, without_rounding
 from jetgraph.errors import DomainError, InputError
+from jetgraph.running.reals import in_double, square
 
 
 def optimal_weights(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int], at: str) -> Tensor:
@@ -42,17 +43,17 @@ def optimal_weights(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]
     """
     with torch.no_grad():
         grams = _grams([value.expand_as(own) for value in values], own, tokens)
-        weights: Any = _Nearest.apply(grams, at)
+        weights: Any = _Nearest.apply(*grams, at, torch.finfo(own.dtype).eps)
     return weights.mT.to(own).reshape(len(values), *_sizes(own, tokens))
 
 
 class _Nearest(torch.autograd.Function):
     """By token the weights [token, centre] of the point that is nearest in a hull, from inner products [token, centre,
-    centre]: on the host, of what function transforms wrap as well.
+    centre] of errors of a value, and its square [token]: on the host, of what function transforms wrap as well.
     """
 
     @staticmethod
-    def forward(grams: Tensor, at: str) -> Tensor:
+    def forward(grams: Tensor, sizes: Tensor, at: str, eps: float) -> Tensor:
         found = grams.cpu().numpy()
         broken = ~np.isfinite(np.diagonal(found, axis1=-2, axis2=-1)).all(0)
         if broken.any():
@@ -60,6 +61,7 @@ class _Nearest(torch.autograd.Function):
                 f"the jet of centre {int(broken.argmax())} at {at!r} is larger than any number, so there "
                 "are no best weights: take a lower order, or scale='matched'"
             )
+        found = without_rounding(found, sizes.cpu().numpy(), eps)
         return torch.from_numpy(np.stack([nearest_in_hull(gram) for gram in found])).to(grams.device)
 
     @staticmethod
@@ -75,23 +77,31 @@ class _Nearest(torch.autograd.Function):
         return None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, grams: Tensor, at: str) -> Any:
-        apart = grams.movedim(in_dims[0], 0)
-        return _Nearest.apply(apart.flatten(0, 1), at).unflatten(0, apart.shape[:2]), 0  # type: ignore[union-attr]
+    def vmap(info: Any, in_dims: Any, grams: Tensor, sizes: Tensor, at: str, eps: float) -> Any:
+        several = zip((grams, sizes), in_dims, strict=False)
+        apart = [
+            value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
+            for value, dim in several
+        ]
+        made: Any = _Nearest.apply(*(value.flatten(0, 1) for value in apart), at, eps)
+        return made.unflatten(0, apart[0].shape[:2]), 0
 
 
-def _grams(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Inner products of values − own over all dimensions but those of tokens: [token, centre, centre], in float64."""
+def _grams(values: Sequence[Tensor], own: Tensor, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Inner products of values − own over all dimensions but those of tokens, [token, centre, centre], and ‖own‖²,
+    [token], in float64.
+    """
     others = [dim for dim in range(-own.dim(), 0) if dim not in tokens]
     kept = [dim for dim in range(-own.dim(), 0) if dim in tokens]
 
     def rows(value: Tensor) -> Tensor:
-        moved = value.double().permute(*(dim + own.dim() for dim in (*kept, *others)))
+        moved = in_double(value).permute(*(dim + own.dim() for dim in (*kept, *others)))
         return moved.flatten(len(kept)).flatten(0, max(len(kept) - 1, 0)) if kept else moved.reshape(1, -1)
 
     target = rows(own)
     errors = torch.stack([rows(value) - target for value in values], dim=1)
-    return errors @ errors.mT
+    gram = (errors @ errors.mH).real if errors.is_complex() else errors @ errors.mT
+    return gram, square(target).sum(-1)
 
 
 def _sizes(own: Tensor, tokens: Sequence[int]) -> list[int]:

@@ -14,6 +14,8 @@ from jetgraph.export.precision import summed_in
 from jetgraph.jets.recording import may_follow
 from jetgraph.jets.series import Series
 from jetgraph.running.pieces import Pieces
+from jetgraph.running.reals import in_double, product
+from jetgraph.running.reals import square as square_of
 from jetgraph.structure.homogeneity import Scaling
 from jetgraph.structure.regions import Region
 
@@ -67,11 +69,14 @@ def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
         )
     raw, end = (_seen(pieces, region, value) for value in (x, h))
     wide = torch.promote_types(raw.dtype, torch.float32)
+    sums = wide.to_real()
     # Of half precision, products and lengths are in float32 without a copy of what they are of.
     centre, end = _centred(raw, scaling), _centred(end, scaling).to(wide)
-    along, square = (value.sum(scaling.summed) if scaling.summed else value for value in (centre * end, end.square()))
-    length = _length(centre, scaling, wide).square()
-    before = _length(raw, scaling, wide).square() if scaling.centred else length
+    along, square = (
+        value.sum(scaling.summed) if scaling.summed else value for value in (product(centre, end), square_of(end))
+    )
+    length = _length(centre, scaling, sums).square()
+    before = _length(raw, scaling, sums).square() if scaling.centred else length
     # Up to rounding, which would be blown up: a right angle is none that a scale brings nearer, a constant is zero
     # without its mean, and so is what is far shorter than the stream, such as a second derivative of a linear function.
     eps = torch.finfo(x.dtype).eps
@@ -108,7 +113,7 @@ def radius(pieces: Pieces, region: Region, x: Tensor, way: Tensor) -> Tensor:
     """
     scaling = region.scaling
     assert scaling is not None
-    wide = summed_in(x.dtype)
+    wide = summed_in(x.dtype.to_real())
     one, other = (_length(_centred(_seen(pieces, region, value), scaling), scaling, wide) for value in (x, way))
     return _at_entry(one / other, region)
 
@@ -142,7 +147,8 @@ def left_by_orders(pieces: Pieces, region: Region, x: Tensor, h: Tensor, highest
     scaling = region.scaling
     assert scaling is not None
     errors = errors_by_orders(pieces, region, x.unsqueeze(0), h, highest, matched)
-    left = [error[0].square().sum(scaling.summed) if scaling.summed else error[0].square() for error in errors]
+    squares = (square_of(error[0]) for error in errors)
+    left = [square.sum(scaling.summed) if scaling.summed else square for square in squares]
     return _at_entry(torch.stack(left).sqrt(), region)
 
 
@@ -176,13 +182,13 @@ def errors_by_orders(
     assert scaling is not None
     fitted = match(pieces, region, x, h) if matched else None
     start, end = (
-        _centred(_seen(pieces, region, value), scaling).double()
+        in_double(_centred(_seen(pieces, region, value), scaling))
         for value in (x if fitted is None else fitted.centre, h)
     )
     way, summed = end - start, scaling.summed
     xx, xv, vv, hh = (
         value.sum(summed, keepdim=True) if summed else value
-        for value in (start.square(), start * way, way.square(), end.square())
+        for value in (square_of(start), product(start, way), square_of(way), square_of(end))
     )
     # From next to nothing on, the norm's ε is its length; it is far from any other all the same.
     xx = torch.maximum(xx, SHORTEST**2 * hh)
@@ -221,6 +227,8 @@ def _centred(value: Tensor, scaling: Scaling) -> Tensor:
 
 def _length(value: Tensor, scaling: Scaling, wide: torch.dtype) -> Tensor:
     """By token, summed in a type."""
+    if value.is_complex():
+        value = value.abs()
     if not scaling.summed:
         return value.to(wide).abs()
     return torch.linalg.vector_norm(value, dim=scaling.summed, dtype=wide)

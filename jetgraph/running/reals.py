@@ -26,8 +26,16 @@ def as_like(value: Tensor, like: Tensor) -> Tensor:
     return torch.view_as_complex(pairs.contiguous())
 
 
-def products(one: Tensor, other: Tensor) -> Tensor:
-    """Entry by entry what a value and a gradient make together, in float64."""
-    if not one.is_complex() and not other.is_complex():
-        return one.double() * other.double()
-    return (one.to(torch.complex128).conj() * other.to(torch.complex128)).real
+def product(one: Tensor, other: Tensor) -> Tensor:
+    """Entry by entry the summands of ⟨one, other⟩, which is that of the two as pairs where they are complex."""
+    return (one.conj() * other).real if one.is_complex() or other.is_complex() else one * other
+
+
+def square(value: Tensor) -> Tensor:
+    """Entry by entry the summands of ⟨value, value⟩."""
+    return product(value, value) if value.is_complex() else value.square()
+
+
+def in_double(value: Tensor) -> Tensor:
+    """In float64; complex values in the type of such pairs."""
+    return value.to(torch.complex128) if value.is_complex() else value.double()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import jetgraph as jg
+from jetgraph.applications.rows import are_apart
 from jetgraph.errors import InputError
 
 WIDTH = 4
@@ -73,3 +74,20 @@ def test_nodes_of_a_graph_are_no_inputs() -> None:
     edges = torch.tensor([[0, 3, 4], [1, 2, 4]])
     with pytest.raises(InputError, match="rows that read one another"):
         jg.attribute(made(Nodes), inputs={"x": features(5), "edges": edges}, target=1)
+
+
+def test_rows_may_hold_what_is_no_number() -> None:
+    class Masked(Rows):
+        """A mean over the positions that a mask counts, and where it counts none before this one 0/0."""
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+            h, counted = self.embed(x), mask.cumsum(1)[..., None].to(x.dtype)
+            h = h + torch.fft.fft((self.layer(h) * mask[..., None]).cumsum(1) / counted).real
+            return self.head(h)
+
+    net, x = made(Masked), features(2, 3)
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    assert net(x, mask).isnan().any()
+    graph = jg.trace(net, x, torch.ones_like(mask))
+    assert are_apart(graph, {"x": x, "mask": mask}, {"x", "mask"}, 2)
+    assert not are_apart(jg.trace(made(PositionsFirst), x), {"x": x}, {"x"}, 2)

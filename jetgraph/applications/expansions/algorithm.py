@@ -31,6 +31,7 @@ from jetgraph.numbers import percent
 from jetgraph.residual import ResidualGraph, one_look
 from jetgraph.running.forward import Forward
 from jetgraph.running.matching import Match, match
+from jetgraph.running.reals import as_reals, in_double
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,9 +99,9 @@ class JetExpansion(Result):
         """A row per term, the largest first, then δ: norm, share of the value, cosine with it, mean weight."""
         rows = sorted(self.terms.items(), key=lambda item: -_norm(item[1]))
         rows.append(("δ", self.remainder))
-        whole = self.value.detach().double().flatten()
+        whole = as_reals(self.value.detach()).double().flatten()
         size = float(whole.norm())
-        along = [float(value.detach().double().flatten() @ whole) for _, value in rows]
+        along = [float(as_reals(value.detach()).double().flatten() @ whole) for _, value in rows]
         norms = [_norm(value) for _, value in rows]
         return {
             "term": [name for name, _ in rows],
@@ -125,7 +126,7 @@ class JetExpansion(Result):
 
 
 def _norm(value: Tensor) -> float:
-    return float(value.detach().double().norm())
+    return float(in_double(value.detach()).norm())
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from jetgraph.export.precision import own_types
 from jetgraph.jets.series import check_order
 from jetgraph.numbers import percent
 from jetgraph.residual import one_look
+from jetgraph.running.reals import in_double
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,7 +199,7 @@ def _raised(
             break
         orders = now
     values, sizes = _left(expansion, given)
-    relative = float(values.remainder.double().norm() / values.output.double().norm())
+    relative = float(in_double(values.remainder).norm() / in_double(values.output).norm())
     return SiteOrders(title, tolerance, why, {a: size for a, size in sizes.items() if a in why}, relative, expansion)
 
 

@@ -23,7 +23,7 @@ from jetgraph.applications.interventions.targets import Readout
 from jetgraph.compilation.linear import leaf
 from jetgraph.running.copies import Copies
 from jetgraph.running.forward import Forward
-from jetgraph.running.reals import products
+from jetgraph.running.reals import in_double, product
 from jetgraph.structure.attention import operands
 
 
@@ -56,7 +56,7 @@ def estimated(pair: Pair, edges: Sequence[Edge], readout: Readout) -> dict[Edge,
             by_node = dict(zip(reached, back, strict=True))
             for sender in among:
                 found[sender, receiver] = _by_example(
-                    network, sender, products(changes[sender], by_node[nodes[sender]]), readout
+                    network, sender, product(in_double(changes[sender]), in_double(by_node[nodes[sender]])), readout
                 )
     return found
 

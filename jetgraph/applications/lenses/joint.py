@@ -31,7 +31,7 @@ from jetgraph.applications.readout import Texts, texts_of, token_text
 from jetgraph.applications.results import Cell, Result, Shown
 from jetgraph.applications.subject import Inputs, Model, Subject, counted_tokens, is_vocabulary, subject
 from jetgraph.compilation import compile
-from jetgraph.compilation.hull import nearest_in_hull, optimality
+from jetgraph.compilation.hull import nearest_in_hull, optimality, without_rounding
 from jetgraph.errors import DomainError, InputError, amount, check, quoted
 from jetgraph.export.precision import own_types
 from jetgraph.export.waiting import progress
@@ -351,7 +351,8 @@ def _joint(
     _check_finite(gram, tokens, names, order)
     size = output.double().square().sum(-1).cpu().numpy()
     size[~tokens] = np.nan
-    weights, conditions = _best_weights(gram, size, tokens)
+    seen = without_rounding(gram, size, torch.finfo(output.dtype).eps)
+    weights, conditions = _best_weights(seen, size, tokens)
     return JointLens(
         model=one.graph.title,
         order=order,

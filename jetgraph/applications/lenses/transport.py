@@ -278,6 +278,11 @@ def _jacobians(
                     f"h{point} has shape {list(value.shape)} and the end of the stream {list(end.shape)}: their "
                     "positions are not the same, so leave the point out with layers="
                 )
+        if end.is_complex() or any(value.is_complex() for value in stream):
+            raise InputError(
+                "the stream is complex, and what moves it is no matrix of its numbers: take the tail on one prompt, "
+                "tail='jet' or 'frozen'"
+            )
         signs = _signs(numbers, end)
         totals = [torch.zeros(end.shape[-1], value.shape[-1], dtype=torch.float64) for value in stream]
         for feature in range(end.shape[-1]):

@@ -55,6 +55,12 @@ def reducing(outputs: int = 1) -> LayoutOf:
 
 
 @of_one
+def unpaired(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout:
+    """Complex values of real and imaginary parts along the last dimension."""
+    return reduced(layout, [len(layout.dims) - 1], False)
+
+
+@of_one
 def quantiles(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout:
     """As `reducing`, for a share, or for several along a dimension ahead."""
     places = places_of(bound.get("dim"), len(layout.dims))

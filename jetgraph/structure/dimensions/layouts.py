@@ -70,7 +70,8 @@ LAYOUTS: dict[Any, LayoutOf] = {
             "trunc remainder fmod maximum minimum fmax fmin nan_to_num lerp addcmul addcdiv masked_fill "
             "_prelu_kernel eq ne lt le gt ge logical_not logical_and logical_or logical_xor bitwise_not "
             "bitwise_and bitwise_or isnan isinf isfinite floor_divide heaviside _to_copy to clone contiguous "
-            "alias detach lift_fresh_copy dropout positive copy fill real imag conj signbit isclose"
+            "alias detach lift_fresh_copy dropout positive copy fill real imag conj _conj conj_physical resolve_conj "
+            "complex angle signbit isclose"
         ),
         Dimensions.each,
     ),
@@ -124,6 +125,8 @@ LAYOUTS: dict[Any, LayoutOf] = {
     ),
     **dict.fromkeys(_packets("avg_pool3d max_pool3d adaptive_avg_pool3d _adaptive_avg_pool3d"), combining.positions(3)),
     **dict.fromkeys(_packets("zeros_like ones_like full_like empty_like"), combining.of_shape),
+    aten.view_as_real: rearranging.paired,
+    aten.view_as_complex: combining.unpaired,
     aten.select: rearranging.selected,
     aten.unbind: rearranging.unbound,
     aten.index: rearranging.indexed,

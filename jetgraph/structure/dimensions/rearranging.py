@@ -54,6 +54,12 @@ def expanded(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Lay
 
 
 @of_one
+def paired(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout:
+    """Real and imaginary parts of complex values along a last dimension of their own."""
+    return laid_out(layout, [*layout.dims, d.fresh(2)])
+
+
+@of_one
 def repeated(d: Dimensions, node: fx.Node, bound: Mapping[str, Any], layout: Layout) -> Layout | None:
     """Copies of the whole along dimensions."""
     times = bound.get("repeats", bound.get("dims"))
