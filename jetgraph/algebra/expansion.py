@@ -128,7 +128,13 @@ class Expansion:
         return any(passage.beam is not None for passage in self.passages.values())
 
     def groups(self, alias: str) -> Mapping[str, str]:
-        """At a site whose centres are groups: the group of a term, by the alias of its last hop."""
+        """At a site whose centres are groups: the group of a term, by the alias of its last hop.
+
+        Raises
+        ------
+        SelectionError
+            An unknown site, or one whose centres are single terms.
+        """
         if self.passage(alias).rule.grouping is None:
             raise SelectionError(f"the centres of {quoted(alias)} are single terms")
         return self.automaton.groups[alias]

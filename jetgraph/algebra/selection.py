@@ -116,7 +116,13 @@ class Selection:
         return self._window == range(self._found.count())
 
     def term_graph(self) -> TermGraph:
-        """The automaton whose walks are exactly these paths."""
+        """The automaton whose walks are exactly these paths.
+
+        Raises
+        ------
+        BudgetError
+            It would have more than `STATE_BUDGET` states; the message says how many of the paths fit.
+        """
         if self._whole and isinstance(self._found, TermGraph):
             return self._found
         automaton = self.expansion.automaton

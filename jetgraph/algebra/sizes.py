@@ -61,7 +61,12 @@ def evaluate(text: str, sizes: Mapping[str, int]) -> int:
 
 
 def holds(text: str, sizes: Mapping[str, int]) -> bool:
-    """Whether a condition is true for these sizes; raises as `evaluate` does. One that divides by 0 does not hold.
+    """Whether a condition is true for these sizes. One that divides by 0 does not hold.
+
+    Raises
+    ------
+    SizeError
+        As of `evaluate`, or a formula that is no condition.
 
     >>> holds("length <= 8", {"length": 7}), holds("(Mod(length, 2) == 0) & (batch > 1)", {"length": 7, "batch": 2})
     (True, False)

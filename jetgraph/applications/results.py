@@ -401,7 +401,13 @@ class Table(Result):
         return Shown(counts=self.counts)
 
     def figure(self) -> Figure:
-        """Bars: the last column of numbers, by the texts before it."""
+        """Bars: the last column of numbers, by the texts before it.
+
+        Raises
+        ------
+        InputError
+            There is no column of numbers.
+        """
         numbers = [name for name, cells in self.data.items() if any(isinstance(cell, float) for cell in cells)]
         if not numbers:
             raise InputError("this table has no column of numbers to draw")

@@ -24,6 +24,7 @@ from jetgraph.algebra.rules import Freeze
 from jetgraph.applications.readout import token_text
 from jetgraph.errors import InputError, amount, check, quoted
 from jetgraph.export.callables import title, wrap_function
+from jetgraph.export.reach import above
 from jetgraph.loading import Loaded, load_model, quiet
 from jetgraph.loading.lazy import lazy
 from jetgraph.loading.loaded import graph_inputs
@@ -142,13 +143,8 @@ def one_by_one(prompts: Inputs | Sequence[Inputs]) -> list[Inputs]:
 
 def stream_inputs(graph: ResidualGraph) -> list[str]:
     """Names of the inputs that the stream starts from."""
-    seen, stack = set(), [graph.stream.encoder.exit]
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return [name for node, name in graph.traced.inputs.items() if node in seen]
+    read = above([graph.stream.encoder.exit])
+    return [name for node, name in graph.traced.inputs.items() if node in read]
 
 
 def counted_tokens(graph: ResidualGraph, inputs: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
@@ -354,7 +350,13 @@ def _looked(graph: ResidualGraph, tokenizer: Any | None) -> Subject:
 def expanded(
     model: Model | Expansion, inputs: Inputs, split: Split | None, tokenizer: Any | None, patterns: Any = None
 ) -> tuple[Subject, Expansion]:
-    """The expansion to work on, and the graph that it is of; branches of which patterns name parts are split."""
+    """The expansion to work on, and the graph that it is of; branches of which patterns name parts are split.
+
+    Raises
+    ------
+    InputError
+        A split of what is expanded already, or an expansion of an outline.
+    """
     if isinstance(model, Expansion):
         if split is not None:
             raise InputError(f"split={quoted(split)} comes too late for an expansion: give split to jetgraph.expand")

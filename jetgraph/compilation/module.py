@@ -69,6 +69,10 @@ def compile(
 
     Raises
     ------
+    InputError
+        An expansion of an outline, or a negative `memory`.
+    SelectionError
+        `paths` matches nothing.
     BudgetError
         There are more paths than `budget`; nothing was enumerated.
     StateError

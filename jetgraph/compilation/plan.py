@@ -272,7 +272,13 @@ class Plan:
         return f"{amount(sum(self.passed.values()), 'evaluation')} ({sites}) and {point}"
 
     def sizes(self, **given: int) -> dict[str, int]:
-        """Numbers for the open sizes of the model: those given, else 1 for the batch and 16 for any other."""
+        """Numbers for the open sizes of the model: those given, else 1 for the batch and 16 for any other.
+
+        Raises
+        ------
+        InputError
+            No open size is called so, or a number below 1.
+        """
         names = {size for node in self.forward for size in node.meta.get("shape", ()) if isinstance(size, str)}
         atoms = dict.fromkeys(name for size in sorted(names) for name in names_in(size))
         for name, size in given.items():

@@ -64,6 +64,11 @@ class Series:
 
         Each gets the dtype and the shape of `like`, being broadcast to it. Without `like`, which a series needs that is
         zero throughout, they have those of the first.
+
+        Raises
+        ------
+        InputError
+            All rows are zero by structure, and `like` is not given.
         """
         rows = rows[: order + 1]
         present = [j for j, row in enumerate(rows) if row is not None]
@@ -93,7 +98,13 @@ class Series:
 
     @classmethod
     def variate(cls, centre: Tensor, direction: Tensor, order: int) -> Series:
-        """centre + t · direction; both of one shape and dtype."""
+        """centre + t · direction; both of one shape and dtype.
+
+        Raises
+        ------
+        InputError
+            They differ in one of these.
+        """
         if centre.shape != direction.shape or centre.dtype != direction.dtype:
             raise InputError(
                 f"centre and direction differ: {list(centre.shape)} {centre.dtype} and "

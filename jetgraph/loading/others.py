@@ -55,7 +55,13 @@ def from_saved(name: str, folder: pathlib.Path, options: Options) -> Loaded:
 
 
 def moved(graph: ResidualGraph, options: Options) -> ResidualGraph:
-    """A graph with its weights where and of the type that options say."""
+    """A graph with its weights where and of the type that options say.
+
+    Raises
+    ------
+    LoadError
+        It has no weights.
+    """
     device, dtype = options.torch_device, options.type
     if device is None and dtype is None:
         return graph
@@ -102,7 +108,13 @@ def from_program(name: str, file: pathlib.Path, options: Options) -> Loaded:
 
 
 def from_factory(name: str, options: Options) -> Loaded:
-    """What `package.module:factory` is or makes."""
+    """What `package.module:factory` is or makes.
+
+    Raises
+    ------
+    LoadError
+        There is no such name, it fails, or makes something else than a model with its inputs and tokenizer.
+    """
     options.only(("device", "dtype", "tokenizer"), "what a function of Python makes")
     with _folder_of_work(), _told(name):
         module, _, attribute = name.partition(":")

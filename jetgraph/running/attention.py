@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from jetgraph.errors import InputError
+from jetgraph.export.reach import above, below
 from jetgraph.jets.registry import bind, execute, nodes_in
 from jetgraph.running.forward import Forward
 from jetgraph.structure.contractions import labels_of, operands_of
@@ -66,7 +67,7 @@ def reads_itself(branch: Branch) -> bool:
         if product is start:
             values = list(nodes_in([bind(product.target, product.args, product.kwargs)["value"]]))  # type: ignore[arg-type]
         else:
-            values = [node for node in operands_of(product) if not _made_of(node, start)]
+            values = [node for node in operands_of(product) if start not in above([node])]
         if not own.intersection(values):
             return False
     return True
@@ -81,29 +82,10 @@ def _products(branch: Branch) -> tuple[Region, dict[fx.Node, fx.Node]]:
     return region, {one: start for one, start in ends.items() if one is start or packet_of(start) in SOFTMAX}
 
 
-def _made_of(node: fx.Node, start: fx.Node) -> bool:
-    """Some way leads from one node to another."""
-    seen, stack = {node}, [node]
-    while stack:
-        if (at := stack.pop()) is start:
-            return True
-        new = set(at.all_input_nodes) - seen
-        seen |= new
-        stack.extend(new)
-    return False
-
-
 def _leads_on(product: fx.Node, others: Collection[fx.Node], region: Region) -> bool:
     """Some other product of a region is made from one."""
-    seen, stack = {product}, [product]
-    while stack:
-        for user in stack.pop().users:
-            if user in others:
-                return True
-            if user not in seen and user in region.node_set:
-                seen.add(user)
-                stack.append(user)
-    return False
+    made = below([product], region.node_set.__contains__)
+    return any(user in others for node in made for user in node.users)
 
 
 def _of_product(
@@ -145,12 +127,7 @@ def _fused(forward: Forward, product: fx.Node, layouts: Dimensions) -> _Weights 
 
 def _by_hand(forward: Forward, product: fx.Node, softmax: fx.Node, layouts: Dimensions) -> _Weights | None:
     """The factor of a product that is made of a softmax; None where its queries or keys are no one dimension."""
-    made, stack = {softmax}, [softmax]
-    while stack:
-        for user in stack.pop().users:
-            if user not in made:
-                made.add(user)
-                stack.append(user)
+    made = below([softmax])
     told = labels_of(product)
     if told is None:
         return None

@@ -71,7 +71,15 @@ class Components:
         return self._pieces.own_parts(branches)
 
     def patch(self, alias: str, value: Tensor) -> None:
-        """Put a value in a component's place; see `Forward.patch`."""
+        """Put a value in a component's place; see `Forward.patch`.
+
+        Raises
+        ------
+        SelectionError
+            There is no such component.
+        InputError
+            A value of another shape or type.
+        """
         node, branch, encoder = self.sum_of(alias), self._graph.branches.get(alias), self._graph.structure.main.encoder
         landing = self._landing(alias)
         # What enters a sum is as large as that, as sources of the encoder are.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from jetgraph.algebra.sizes import names
+from jetgraph.export.reach import below
 from jetgraph.running.forward import Forward
 from jetgraph.running.pieces import own_reads
 from jetgraph.running.sizes import Sizes
@@ -133,12 +134,8 @@ def between(
 
     Tensors that count a size among others, of [batch · length, ...] say, are followed further back.
     """
-    reached, stack = set(changed), list(changed)
-    while stack:
-        for user in stack.pop().users:
-            if user not in reached:
-                reached.add(user)
-                stack.append(user)
+    changed = tuple(changed)
+    reached = below(changed)
     between: set[fx.Node] = set()
     border: dict[fx.Node, None] = {}
     stack = [node for node in (*ends, *changed) if node in reached]

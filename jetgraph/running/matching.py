@@ -61,6 +61,11 @@ def match(pieces: Pieces, region: Region, x: Tensor, h: Tensor) -> Match:
         A value of its entry, or a stack [n, *entry] of such.
     h
         The stream there.
+
+    Raises
+    ------
+    InputError
+        The region is not homogeneous.
     """
     scaling = region.scaling
     if scaling is None:

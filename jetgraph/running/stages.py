@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from jetgraph.algebra.rules import Freeze
 from jetgraph.errors import InputError, SelectionError, quoted
+from jetgraph.export.reach import below
 from jetgraph.jets.interpreter import evaluate
 from jetgraph.jets.series import Series, coefficient
 from jetgraph.running.pieces import Opened, Pieces
@@ -116,12 +117,7 @@ class Stages:
         """
         first, *later = self._structure.main.points[point:]
         known: dict[fx.Node, Any] = {first: value}
-        reached, stack = {first}, [first]
-        while stack:
-            for user in stack.pop().users:
-                if user not in reached:
-                    reached.add(user)
-                    stack.append(user)
+        reached = below([first])
         for end in later:
             nodes, side = _way_to(end, known, reached)
             chain = self._values.in_order(nodes)

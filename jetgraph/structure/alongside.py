@@ -19,6 +19,7 @@ from operator import or_
 
 from torch import fx
 
+from jetgraph.export.reach import above
 from jetgraph.jets.registry import nodes_in
 from jetgraph.structure.dataflow import Dataflow, dataflow
 from jetgraph.structure.groups import together
@@ -26,7 +27,6 @@ from jetgraph.structure.joins import find_joins
 from jetgraph.structure.lines import gates
 from jetgraph.structure.operators import aten, mixes, multiple_of, packet_of
 from jetgraph.structure.pieces import Lying, Pieces, cleaned, copy_of, lying
-from jetgraph.structure.reach import above
 from jetgraph.structure.regions import Join
 from jetgraph.structure.steps import Next, Step, way_from
 from jetgraph.structure.walks import Walk, may_be_point, walks_over

@@ -10,12 +10,12 @@ import torch
 from torch import fx
 
 from jetgraph.errors import InputError
+from jetgraph.export.reach import above, below
 from jetgraph.jets.registry import bind
 from jetgraph.structure.contractions import factors_of, labels_of
 from jetgraph.structure.dimensions import follow, leaves
 from jetgraph.structure.kinds import attention_products
 from jetgraph.structure.operators import SOFTMAX, packet_of
-from jetgraph.structure.reach import above, below
 from jetgraph.structure.regions import Branch, Region
 
 aten = torch.ops.aten

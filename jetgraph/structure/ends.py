@@ -7,6 +7,7 @@ from collections.abc import Collection
 from torch import fx
 
 from jetgraph.algebra.outline import SINK, Site, Source, SourceKind
+from jetgraph.export.reach import above
 from jetgraph.jets.registry import adds_constant, is_affine, nodes_in
 from jetgraph.structure.dataflow import Dataflow
 from jetgraph.structure.naming import source_names
@@ -109,14 +110,11 @@ def _table(flow: Dataflow, leaf: fx.Node) -> fx.Node | None:
 
 def _read_by(leaf: fx.Node) -> set[fx.Node]:
     """All tensors that the indices of a lookup are made of, without those of which they have only the size."""
-    read: set[fx.Node] = set()
-    stack = list(nodes_in(leaf.args[1:]))
-    while stack:
-        node = stack.pop()
-        if node not in read and "dtype" in node.meta:
-            read.add(node)
-            stack.extend(node.all_input_nodes)
-    return read
+    return above(filter(_is_tensor, nodes_in(leaf.args[1:])), _is_tensor)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return "dtype" in node.meta
 
 
 def _gathered(flow: Dataflow, exit: fx.Node) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], tuple[fx.Node, ...]]:

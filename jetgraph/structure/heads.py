@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from jetgraph.errors import JetGraphError
+from jetgraph.export.reach import below
 from jetgraph.jets.interpreter import op_in_module
 from jetgraph.jets.registry import bind, nodes_in
 from jetgraph.structure.contractions import SUMS, labels_of
@@ -21,7 +22,6 @@ from jetgraph.structure.dimensions import Dimensions, Factor, Factors, Layout, S
 from jetgraph.structure.kinds import attention_products
 from jetgraph.structure.operators import PRODUCTS, aten, is_mixing, packet_of
 from jetgraph.structure.parts import Axis
-from jetgraph.structure.reach import below
 from jetgraph.structure.regions import Cut, Region
 
 

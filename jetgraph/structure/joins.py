@@ -114,24 +114,36 @@ def _is_aside(flow: Dataflow, join: Join, by_node: Found) -> bool:
     or all that it adds does; or it is code of branches, and softmaxes or gates are all that reads it.
 
     So it is where each layer adds one position bias to its scores, or one made of its own input, or the scores of the
-    layer before, or the first layer's values to its own, or the model's input to what it reads. A fork that another
-    join made, or a norm of that, is a point of a stream.
+    layer before, or the first layer's values to its own, or the model's input to what it reads.
     """
     holders = [other for other in by_node.values() if other is not join and _holds(other, join.node)]
+    if holders and (only_steers(join.node, SOFTMAX | GATES) or is_weighed_up(join.node)):
+        return True
     inside = [other for other in holders if _stays_inside(join.node, other)]
-    outside = any(not _holds(other, join.fork) for other in inside)
-    apart = outside and all(other.fork is not join.fork for other in inside)
+    return any(_adds_given(join, other) for other in inside) or _forks_outside(flow, join, inside, by_node)
+
+
+def _adds_given(join: Join, other: Join) -> bool:
+    """All that a sum inside a branch of another join adds comes from outside of that."""
     # What reads another point than the fork comes from there, by factors of its own.
     elsewhere = {branch.node: branch.region.entry for branch in join.branches if branch.region.entry is not join.fork}
     operands = [node for node in join.operands if join.skip is None or node is not join.skip.exit]
     added = [elsewhere.get(node, node) for node in operands]
-    given = any(not any(_holds(other, node) or _starts(other, join, node) for node in added) for other in inside)
-    steers = bool(holders) and (only_steers(join.node, SOFTMAX | GATES) or is_weighed_up(join.node))
+    return not any(_holds(other, node) or _starts(other, join, node) for node in added)
+
+
+def _forks_outside(flow: Dataflow, join: Join, inside: Collection[Join], by_node: Found) -> bool:
+    """The fork of a sum comes from outside of a branch that the sum is code of, and is no point of a stream, such as
+    what another join made, or a norm of that.
+    """
+    if all(_holds(other, join.fork) for other in inside):
+        return False
     # A norm of the stream beside another point, for a layer of the branch to read, is nothing that a stream goes on in;
     # the norm of a line inside the branch is, as where a level comes back from below.
-    nothing = join.kind == "none" and not any(mixes(node) for each in join.branches for node in each.region.nodes)
-    point = is_point(flow, join.fork, by_node) and not any(_lays_made(flow, join, other) for other in inside)
-    return (apart and not point) or given or steers or (nothing and outside)
+    if join.kind == "none" and not any(mixes(node) for each in join.branches for node in each.region.nodes):
+        return True
+    apart = all(other.fork is not join.fork for other in inside)
+    return apart and (not is_point(flow, join.fork, by_node) or any(_lays_made(flow, join, other) for other in inside))
 
 
 def is_read_by_layer(flow: Dataflow, join: Join, by_node: Found) -> bool:

@@ -8,7 +8,7 @@ that fork to another operand, the stream runs there, and what is read of earlier
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -90,6 +90,27 @@ def _skips(flow: Dataflow, join: Join, end: fx.Node, kind: SkipKind, by_node: Fo
 # Sums of several points
 
 
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A line of joins whose points a sum reads."""
+
+    line: tuple[Join, ...]
+    before: Mapping[fx.Node, Join | None]
+    """By operand of the sum, the join that it is made of."""
+    plainer: bool
+    """The stream runs on through plainer skips there than that of the sum."""
+
+    @property
+    def last(self) -> fx.Node:
+        """The end of the line."""
+        return self.line[-1].node
+
+    @property
+    def ends(self) -> list[fx.Node]:
+        """The operands that are made of it."""
+        return [operand for operand, end in self.before.items() if end is self.line[-1]]
+
+
 def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     """The join with its fork at the end of the line of joins whose points it reads.
 
@@ -97,36 +118,54 @@ def along(flow: Dataflow, join: Join, by_node: Found) -> Join:
     are those of a stream, which goes on where it has the plainest skips; the sum reads the last one, and by long skips
     the others.
     """
+    read = _line_read(flow, join, by_node)
+    if read is None:
+        return join
+    again = _is_given_again(flow, join, read.line, read.ends)
+    summed = (
+        read.plainer
+        or again
+        or _puts_beside(flow, join, read.line, read.ends)
+        or _reads_several(flow, join, read.line, read.before, by_node)
+    ) and leads_only_to(read.last, join)
+    if not summed and not _is_level(flow, join, read.line, read.ends, by_node):
+        return join
+    moved = _behind_line(flow, join, read, again)
+    if moved is None:
+        return join
+    return moved if summed or moved.skip is not None or _comes_back(flow, read.last, read.ends) else join
+
+
+def _line_read(flow: Dataflow, join: Join, by_node: Found) -> _Read | None:
+    """The longest line of joins that leads to an operand of a sum, of those with plainer skips if there are any; None
+    where there is none, or something is added twice.
+    """
     operands = [operand for operand in join.operands if operand in flow]
     fork = join.fork
     before = {one: end_read(flow, one, by_node, fork if flow.depends(one, fork) else None) for one in operands}
-    lines = [_line(flow, join.fork, end, by_node) for end in before.values() if end is not None]
+    lines = [_line(flow, fork, end, by_node) for end in before.values() if end is not None]
     plainer = [line for line in lines if line and _is_plainer(line[0], join)]
     line = max(plainer or lines, key=len, default=())
-    twice = len(before) < len(operands)
-    if not line or twice:
-        return join
-    ends = [operand for operand, end in before.items() if end is line[-1]]
-    again = _is_given_again(flow, join, line, ends)
-    summed = (
-        plainer or again or _puts_beside(flow, join, line, ends) or _reads_several(flow, join, line, before, by_node)
-    )
-    summed = summed and leads_only_to(line[-1].node, join)
-    if not summed and not _is_level(flow, join, line, ends, by_node):
-        return join
-    start = join.fork if flow.depends(line[0].fork, join.fork) else line[0].fork
+    return _Read(line, before, bool(plainer)) if line and len(before) == len(operands) else None
+
+
+def _behind_line(flow: Dataflow, join: Join, read: _Read, again: bool) -> Join | None:
+    """The join with its fork at the last point of a line that it reads; None where something is made of several points
+    at once, which would pass for a constant.
+    """
+    first = read.line[0]
+    start = join.fork if flow.depends(first.fork, join.fork) else first.fork
     # A norm at the end of a round is a map of the stream.
-    mapped = ends if again and not any(mixes(node) for node in flow.between(line[-1].node, ends[0])) else []
-    points = [start, *(one.node for one in line), *mapped]
+    mapped = read.ends if again and not any(map(mixes, flow.between(read.last, read.ends[0]))) else []
+    points = [start, *(one.node for one in read.line), *mapped]
     if not read_each(flow, join.operands, points):
-        return join  # All operands are made of what several points have.
+        return None
     moved = behind(flow, join, points)
-    # What is made of several points at once would pass for a constant, and so would the fork beside another stream.
+    # The fork beside another stream would pass for a constant too.
     beside = not flow.depends(join.fork, start) and not flow.depends(start, join.fork)
     lost = (start, join.fork) if beside else (start,)
     mixed = any(flow.depends(operand, at) for operand in moved.injections if operand in flow for at in lost)
-    goes_on = summed or moved.skip is not None or _comes_back(flow, line[-1].node, ends)
-    return moved if goes_on and not mixed else join
+    return None if mixed else moved
 
 
 def _reads_several(

@@ -36,7 +36,13 @@ def call_options(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def named_leaves(
     args: Sequence[Any], kwargs: Mapping[str, Any], positional: Sequence[str]
 ) -> Iterator[tuple[str, Any]]:
-    """Leaves of a call's arguments, each with its name: `input_ids`, `past.0.key`."""
+    """Leaves of a call's arguments, each with its name: `input_ids`, `past.0.key`.
+
+    Raises
+    ------
+    InputError
+        They hold themselves, or lie in a container that does not name what it holds.
+    """
     try:
         leaves, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
         if any(_is_cache(leaf) for _, leaf in leaves):

@@ -19,6 +19,7 @@ from jetgraph.errors import TraceError
 from jetgraph.export.callables import Function, find
 from jetgraph.export.normal_form import normalise
 from jetgraph.export.program import Exported
+from jetgraph.export.reach import above
 from jetgraph.jets.draws import draws, is_random
 from jetgraph.jets.registry import op_name
 from jetgraph.tracing.calls import named_leaves, positional_names
@@ -56,7 +57,7 @@ def copy_program(
             "with output="
         )
     decisions = None if answered is None else _decisions(program, answered)
-    live = _ancestors(result)
+    live = above([result])
     _check_nodes(live)
     copy = _Copy(program, model)
     for node in program.graph.nodes:
@@ -205,8 +206,8 @@ def _decisions(program: torch.export.ExportedProgram, answered: Answering) -> De
     # What follows from weights and constants alone is the same at every call.
     given = set(signature.user_inputs)
     indices = [index for index, node in enumerate(asked) if isinstance(node, fx.Node)]
-    kept = [index for index in indices if not given.isdisjoint(each.name for each in _ancestors(asked[index]))]
-    needed = set[fx.Node]().union(*(_ancestors(asked[index]) for index in kept))
+    kept = [index for index in indices if not given.isdisjoint(each.name for each in above([asked[index]]))]
+    needed = above(asked[index] for index in kept)
     for node in program.graph.nodes:
         if node in needed:
             copied[node] = graph.node_copy(node, copied.__getitem__)
@@ -275,16 +276,6 @@ def owners(model: nn.Module) -> dict[str, nn.Module]:
 def _named_module(node: fx.Node) -> str:
     path = _module_path(node)
     return f"module {path!r}" if path else "the root module"
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    seen, stack = {node}, [node]
-    while stack:
-        for parent in stack.pop().all_input_nodes:
-            if parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return seen
 
 
 def _light(node: fx.Node, names: Mapping[str, str]) -> dict[str, Any]:

@@ -13,7 +13,13 @@ from jetgraph.errors import TraceError
 
 
 def pick(result: Any, output: str | int | None) -> tuple[str, Tensor]:
-    """The tensor of a model's result that `output` names, with its name."""
+    """The tensor of a model's result that `output` names, with its name.
+
+    Raises
+    ------
+    TraceError
+        It names none, or there is no float tensor at all.
+    """
     if isinstance(result, Tensor):
         if output not in (None, 0, "0", "logits", "output"):
             raise TraceError(

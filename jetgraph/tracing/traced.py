@@ -154,7 +154,7 @@ class Traced:
             if name not in given:
                 raise InputError(f"input {name!r} is missing: the model was traced with {self.signature}")
             value = given[name]
-            self._check(name, node, value)
+            _check_input(self, name, node, value)
             values[node] = recordable(value)
         known = {*self.input_shapes, *self.defaults}
         for name, value in given.items():
@@ -248,43 +248,45 @@ class Traced:
         parts = [f"{name}[{', '.join(map(str, shape))}]" for name, shape in self.input_shapes.items()]
         return ", ".join(parts + [f"{name}={value!r}" for name, value in self.defaults.items()])
 
-    def _check(self, name: str, node: fx.Node, value: Any) -> None:
-        shape = self.input_shapes[name]
-        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
-            raise InputError(
-                f"input {name!r} is a {type(value).__name__}, not a tensor of plain memory as in the trace: give one, "
-                "neither sparse nor quantised"
-            )
-        if (kind := _kind(value.dtype)) != (traced := _kind(node.meta["dtype"])):
-            raise InputError(
-                f"input {name!r} is {kind} ({value.dtype}), but was {traced} ({node.meta['dtype']}) in the trace, and "
-                "operators such as an index or a negation differ by kind: convert it, or trace the model again with it"
-            )
-        if not _width_fits(value.dtype, node):
-            raise InputError(
-                f"input {name!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace: convert it, or "
-                "trace the model again with it"
-            )
-        if len(self.devices) == 1 and value.device not in self.devices:
-            (device,) = self.devices
-            raise InputError(f"input {name!r} is on {value.device}, but the weights are on {device}: move it")
-        fits = len(shape) == value.dim() and all(
-            isinstance(size, str) or size == actual for size, actual in zip(shape, value.shape, strict=True)
+
+def _check_input(traced: Traced, name: str, node: fx.Node, value: Any) -> None:
+    """Raise `InputError` for an input of another kind, place, shape or type than in the trace."""
+    shape = traced.input_shapes[name]
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
+        raise InputError(
+            f"input {name!r} is a {type(value).__name__}, not a tensor of plain memory as in the trace: give one, "
+            "neither sparse nor quantised"
         )
-        if not fits:
-            raise InputError(
-                f"input {name!r} has shape {tuple(value.shape)}, but the trace takes [{', '.join(map(str, shape))}] "
-                "(letters are sizes that may change). "
-                + (f"{self.note[:1].upper()}{self.note[1:]}. " if self.note else "")
-                + "Trace the model again with such an input."
-            )
-        rows = rows_looked_up(node)
-        if rows is not None and can_be_looked_at(value):
-            # Read together, so that a device is waited for once.
-            lowest, highest = torch.stack(value.aminmax()).tolist()
-            if lowest < 0 or highest >= rows:
-                wrong = lowest if lowest < 0 else highest
-                raise InputError(f"input {name!r} holds {wrong}, but its embedding has the rows 0 to {rows - 1}")
+    if (kind := _kind(value.dtype)) != (before := _kind(node.meta["dtype"])):
+        raise InputError(
+            f"input {name!r} is {kind} ({value.dtype}), but was {before} ({node.meta['dtype']}) in the trace, and "
+            "operators such as an index or a negation differ by kind: convert it, or trace the model again with it"
+        )
+    if not _width_fits(value.dtype, node):
+        raise InputError(
+            f"input {name!r} is of {value.dtype}, but was of {node.meta['dtype']} in the trace: convert it, or "
+            "trace the model again with it"
+        )
+    if len(traced.devices) == 1 and value.device not in traced.devices:
+        (device,) = traced.devices
+        raise InputError(f"input {name!r} is on {value.device}, but the weights are on {device}: move it")
+    fits = len(shape) == value.dim() and all(
+        isinstance(size, str) or size == actual for size, actual in zip(shape, value.shape, strict=True)
+    )
+    if not fits:
+        raise InputError(
+            f"input {name!r} has shape {tuple(value.shape)}, but the trace takes [{', '.join(map(str, shape))}] "
+            "(letters are sizes that may change). "
+            + (f"{traced.note[:1].upper()}{traced.note[1:]}. " if traced.note else "")
+            + "Trace the model again with such an input."
+        )
+    rows = rows_looked_up(node)
+    if rows is not None and can_be_looked_at(value):
+        # Read together, so that a device is waited for once.
+        lowest, highest = torch.stack(value.aminmax()).tolist()
+        if lowest < 0 or highest >= rows:
+            wrong = lowest if lowest < 0 else highest
+            raise InputError(f"input {name!r} holds {wrong}, but its embedding has the rows 0 to {rows - 1}")
 
 
 def _listed(sizes: Mapping[str, int]) -> str:

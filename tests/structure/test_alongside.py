@@ -1340,7 +1340,7 @@ def test_a_state_starts_with_what_its_first_layers_add_to(share: float, number: 
     torch.manual_seed(0)
     net = Halved(share, number).eval().double()
     inputs, others = ({name: torch.randn(2, 4, 3).double() for name in "xy"} for _ in range(2))
-    graph = jg.trace(net, **inputs)
+    graph = jg.trace(net, **inputs, dynamic=share == 0.5)
     assert len(graph.streams) == 1
     assert {join.kind for join in graph.joins} == {"identity"}
     assert check_values(subject(graph, inputs, others, torch.float64)) >= 4
@@ -1388,7 +1388,7 @@ def test_tokens_of_two_kinds_are_one_stream_to_the_end(way: str, kinds: list[str
     torch.manual_seed(0)
     net = TwoKinds(way).eval().double()
     given = {"x": torch.randn(2, 5, 4, dtype=torch.float64), "e": torch.randn(2, 4, 4, dtype=torch.float64)}
-    graph = jg.trace(net, inputs=given)
+    graph = jg.trace(net, inputs=given, dynamic=way == "crossed")
     assert [branch.kind for join in graph.joins for branch in join.branches] == kinds
     assert len(graph.streams) == 1
     assert {join.depth for join in graph.joins} == {0}

@@ -242,6 +242,11 @@ class Attribution(Result):
         Routes
             Found best first by the product of the shares that edges have in what enters their receivers; the value of
             each is evaluated along it. Largest value first. For the paths of largest value see `jetgraph.rank`.
+
+        Raises
+        ------
+        InputError
+            A number below 1 or above 10,000.
         """
         check(Attribution.paths, locals())
         if not 1 <= top <= 10_000:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from jetgraph.applications.results import Cell, Result, Shown
+from jetgraph.export.reach import above
 from jetgraph.layout.colours import GIVES, OTHER
 from jetgraph.residual import ResidualGraph
 from jetgraph.scale.shards import each
@@ -191,12 +192,7 @@ def _constant(graph: ResidualGraph) -> set[fx.Node]:
 
 def _parameters(graph: ResidualGraph, nodes: Iterable[fx.Node], within: set[fx.Node] | None) -> tuple[str, ...]:
     """Names of the parameters that these values are made from, by way of `within` only (None: any way)."""
-    seen: set[fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in seen and (within is None or node in within):
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    bindings = (graph.traced.bindings[node.name] for node in seen if node.op == "placeholder")
+    into = set(graph.traced.graph.nodes) if within is None else within
+    read = above(into.intersection(nodes), into.__contains__)
+    bindings = (graph.traced.bindings[node.name] for node in read if node.op == "placeholder")
     return tuple(sorted({binding.name for binding in bindings if binding.kind == "parameter"}))

@@ -21,6 +21,7 @@ from jetgraph.algebra.paths import Path
 from jetgraph.algebra.selection import Pattern, Selection, select
 from jetgraph.applications.interventions.network import At, Network
 from jetgraph.applications.interventions.others import Pair, Source, read_together
+from jetgraph.applications.interventions.pictures import name_points
 from jetgraph.applications.interventions.ports import Port
 from jetgraph.applications.interventions.routes import routed, sent, straight
 from jetgraph.applications.interventions.targets import Readout, Target
@@ -53,9 +54,6 @@ WORKED_ON_LAUNCHED = 2**28
 
 LARGEST_SCALE = 1e30
 """What paths may be multiplied by, at most."""
-
-LABELLED = 10
-"""Points of a scatter plot that are named."""
 
 TOGETHER = "together"
 """Name of the joint ablation in `Ablation.outputs` and its table."""
@@ -210,41 +208,13 @@ class Ablation(Result):
         axes.axhline(0, color="lightgrey", linewidth=0.6, zorder=0)
         axes.axvline(0, color="lightgrey", linewidth=0.6, zorder=0)
         axes.scatter(predicted, actual, s=18)
-        _name(points, axes)
+        name_points(points, axes)
         end = " on its way to the output" if self.values is not None else " from the output"
         axes.set_xlabel(f"predicted: the term {self._how}{end} ({told})")
         axes.set_ylabel(f"actual: its branches {self._how} in the network ({told})")
         axes.set_title(f"{self.model}: {self.what}", fontsize=10, parse_math=False)
         axes.legend(fontsize=8)
         return figure
-
-
-def _name(points: Sequence[tuple[str, float, float]], axes: Any) -> None:
-    """Write the names of the largest effects beside their points."""
-    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "va": "center", "parse_math": False}
-    for path, x, y, side in _labels(points, axes):
-        axes.annotate(path, (x, y), xytext=(4 * side, 0), ha="left" if side > 0 else "right", **style)
-
-
-def _labels(points: Sequence[tuple[str, float, float]], axes: Any) -> Iterator[tuple[str, float, float, int]]:
-    """The names of the largest effects that have room, and on which side of the point (1: right, -1: left)."""
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    spots = [(path, x, y, (x - left) / (right - left), (y - low) / (high - low)) for path, x, y in points]
-    taken: list[tuple[float, float, float]] = []
-    for path, x, y, across, up in sorted(spots, key=lambda spot: -abs(spot[1]) - abs(spot[2])):
-        name = path.removesuffix(f" > {SINK}")
-        # In shares of the axes: a letter is about 0.0105 wide, a line 0.025 high.
-        reach = 0.02 + 0.0105 * len(name)
-        for side, start in ((1, across + 0.008), (-1, across - 0.008 - reach)):
-            end = start + reach
-            clear = all(abs(up - other[4]) > 0.017 or not start < other[3] < end for other in spots)
-            free = all(abs(up - other) > 0.027 or end < begin or start > stop for begin, stop, other in taken)
-            if clear and free and start > 0 and end < 1:
-                taken.append((start, end, up))
-                yield name, x, y, side
-                break
-        if len(taken) == LABELLED:
-            return
 
 
 @renamed(paths="path")

@@ -194,6 +194,11 @@ class JointLens(Result):
 
         With a target, its rank, probability and logit by each component alone, at the last position, in the place of
         that; dashed, the model's own.
+
+        Raises
+        ------
+        InputError
+            The lens has no such input, or every input is a column.
         """
         check(JointLens.figure, locals())
         if not 0 <= row < len(self.weights):

@@ -108,7 +108,13 @@ def output_shape(one: Subject, inputs: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def shape_of(graph: ResidualGraph, forward: Forward) -> tuple[int, ...]:
-    """The output's shape of a forward pass of a graph, without computing it."""
+    """The output's shape of a forward pass of a graph, without computing it.
+
+    Raises
+    ------
+    InputError
+        An output that is neither [batch, length, vocabulary] nor [batch, classes].
+    """
     shape = forward.shape(graph.traced.output)
     if len(shape) not in (2, 3):
         raise InputError(

@@ -42,7 +42,13 @@ class Decoding:
 
     @torch.no_grad()
     def decode(self, hidden: Tensor, *, linear: bool = False) -> Tensor:
-        """U x + b [rows, vocabulary] for values x as `hidden` gives them; U x alone if `linear`."""
+        """U x + b [rows, vocabulary] for values x as `hidden` gives them; U x alone if `linear`.
+
+        Raises
+        ------
+        InputError
+            Values of another shape, type or layout.
+        """
         check(Decoding.decode, locals())
         size = math.prod(self.shape)
         plain = hidden.layout is torch.strided and not hidden.is_meta and hidden.dtype == self.dtype

@@ -203,7 +203,13 @@ class PathTable:
 
     @cached_property
     def chunk_rows(self) -> int:
-        """Rows per chunk that fit into `memory`; a quarter of it is left to the caller."""
+        """Rows per chunk that fit into `memory`; a quarter of it is left to the caller.
+
+        Raises
+        ------
+        BudgetError
+            Not one does; the message says what one takes.
+        """
         rows = 3 * self.memory // 4 // self.row_bytes
         if rows < 1:
             raise BudgetError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from jetgraph.structure.reach import above, below
+from jetgraph.export.reach import above, below
 
 
 def diamond() -> dict[str, fx.Node]:
