@@ -235,12 +235,13 @@ def test_tables_are_sorted_and_filtered(opened: Any, tmp_path: Path) -> None:
         "paths": [str(2 ** (10 * row)) for row in range(number)],
     }
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'
-    text = table_page(HOSTILE[0], columns, svg)
+    text = table_page(HOSTILE[0], columns, svg, note=HOSTILE[1])
     assert "unsafe" not in text
     (tmp_path / "page.html").write_text(text, encoding="utf-8")
     tab = Tab(opened, tmp_path / "page.html", viewport={"width": 390, "height": 700})
     assert tab.text("#title") == HOSTILE[0]
-    assert tab.run("document.querySelector('img').naturalWidth") == 9
+    assert tab.run("document.querySelector('#figure img').naturalWidth") == 9
+    assert tab.text("#note") == HOSTILE[1]
     tab.page.click("text=value")
     first = tab.run("document.querySelector('tbody td').textContent")
     assert first == HOSTILE[-1], "the largest number first"
