@@ -266,7 +266,7 @@ def _lens_rows(lens: Lens) -> list[tuple[str, ...]]:
         cells = []
         for row in (zeroth, first):
             kl, cosine, rest = (columns[name][row] for name in ("kl", "cosine", "remainder"))
-            cells += [str(columns["top"][row]), f"{kl:.3f}", fixed(cosine), f"{rest:.2f}"]
+            cells += [str(columns["top"][row]), f"{kl:.3f}", fixed(float(str(cosine))), f"{rest:.2f}"]
         after = "embeddings" if columns["point"][zeroth] == "h0" else str(columns["after"][zeroth])
         rows.append((str(columns["point"][zeroth]), after, *cells))
     return rows
@@ -277,7 +277,7 @@ def _bigram_rows(bigrams: NGrams) -> list[tuple[str, ...]]:
     columns, rows = bigrams.columns(), []
     for start in range(0, len(bigrams), BEST):
         pairs = [(columns["next"][row], columns["probability"][row]) for row in range(start, start + BEST)]
-        cells = (cell for following, p in pairs for cell in (str(following), fixed(p)))
+        cells = (cell for following, p in pairs for cell in (str(following), fixed(float(str(p)))))
         rows.append((str(columns["token"][start]), *cells))
     return rows
 

@@ -328,7 +328,7 @@ class Result(ABC):
         """The page of what is a graph; of others that of the table, under its figure."""
         if isinstance(self, HasGraph):
             return view_of(self.to_networkx())
-        return View(self.title, table_page(self.title, self.columns(), self._svg(), self.shown().counts))
+        return View(self.title, table_page(self.title, self.columns(), self._svg(), self.shown().counts, self.note))
 
     def _svg(self) -> bytes | None:
         """The figure as an SVG; None where matplotlib is not installed."""

@@ -43,12 +43,18 @@ def page(dag: nx.MultiDiGraph) -> str:
 
 
 def table_page(
-    title: str, columns: Mapping[str, Sequence[Any]], figure: bytes | None = None, counts: Collection[str] = ()
+    title: str,
+    columns: Mapping[str, Sequence[Any]],
+    figure: bytes | None = None,
+    counts: Collection[str] = (),
+    note: str = "",
 ) -> str:
-    """The page of a table, as HTML, under its figure (an SVG) where there is one; some columns are counts."""
+    """The page of a table, as HTML, under its figure (an SVG) where there is one and what there is to say of it; some
+    columns are counts.
+    """
     cells = [[_cell(cell) for cell in column] for column in columns.values()]
     image = None if figure is None else f"data:image/svg+xml;base64,{base64.b64encode(figure).decode()}"
-    data = {"title": title, "names": list(columns), "columns": cells, "figure": image}
+    data = {"title": title, "names": list(columns), "columns": cells, "figure": image, "note": note}
     data["counts"] = [name in counts for name in columns]
     return _filled("table.html", _fixed(OF_TABLES, library=False), data)
 

@@ -81,7 +81,9 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
         asked: dict[str, Any] = {"path": path, "top": TOP, "scores": "pmi", "identity": False}
         columns = ngrams(graph, first=rows, tokenizer=subject.tokenizer, **asked).columns()
         cells = zip(columns["token"], columns["next"], columns["probability"], columns["pmi"], strict=True)
-        told = tuple((str(token), str(following), fixed(p), f"{pmi:.3f}") for token, following, p, pmi in cells)
+        told = tuple(
+            (str(token), str(following), fixed(float(str(p))), f"{pmi:.3f}") for token, following, p, pmi in cells
+        )
         if not told:
             continue
         # Information is at its most in each row; how probable it is tells rows apart.

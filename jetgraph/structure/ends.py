@@ -140,12 +140,15 @@ def _gathered(flow: Dataflow, exit: fx.Node) -> tuple[tuple[fx.Node, ...], tuple
 
 
 def adds_positions(flow: Dataflow, node: fx.Node) -> list[fx.Node]:
-    """What a sum or concatenation adds of tensors that do not depend on the user's input; one dimension is a bias,
-    which is part of the constant.
+    """What a sum or concatenation adds of tensors that do not depend on the user's input. What a sum adds alike in all
+    dimensions but one, as a frozen norm of channels does by [1, C, 1, 1], is a bias, which is part of the constant.
     """
     if packet_of(node) not in (aten.add, aten.cat):
         return []
-    return [arg for arg in nodes_in(node.args) if arg not in flow and len(arg.meta.get("shape", ())) > 1]
+    others = [arg for arg in nodes_in(node.args) if arg not in flow and len(arg.meta.get("shape", ())) > 1]
+    if packet_of(node) is aten.cat:
+        return others
+    return [arg for arg in others if sum(size != 1 for size in arg.meta["shape"]) > 1]
 
 
 def _splits(flow: Dataflow, node: fx.Node) -> bool:

@@ -381,7 +381,7 @@ def test_pictures_say_what_they_leave_out(tmp_path: pathlib.Path) -> None:
     sums = jg.spectrum("demo", "Raise Value", by="last attn", split="heads")
     assert "drawn" not in sums.figure().axes[0].get_title()
     help_text = " ".join(succeed("attribute", "--help").split())
-    assert "60 most influential nodes" in help_text
+    assert "as many of the most influential nodes as a page has room for" in help_text
 
 
 @pytest.mark.parametrize("prompt", ["The capital of France is", "Raise an exception if a value is"])
@@ -419,20 +419,22 @@ class _Deep(nn.Module):
         return self.head(h)
 
 
-def test_the_picture_of_a_deep_attribution_in_a_width_is_no_higher_than_a_page() -> None:
+def test_the_picture_of_a_deep_attribution_is_no_higher_than_a_page() -> None:
     """As many nodes as there are rows for, the most influential ones, with all targets; the title says how many."""
     torch.manual_seed(0)
     found = jg.attribute(_Deep().eval(), torch.tensor([[3, 1, 4]]), target=[7, 8, 2])
     drawn = [node for node in found.nodes if node.role != "rest"]
     targets = {node.name for node in drawn if node.role == "target"}
-    for width in (2.5, 3.3, 6.8):
+    for width in (None, 2.5, 3.3, 6.8):
         figure = found.drawn(width)
         assert figure.get_figheight() <= 9
         (axes,) = figure.axes
         number = int(re.search(r"drawn:\s+the\s+(\d+)\s+most", axes.get_title())[1])
         assert number == len(axes.collections) - 1 < len(drawn)
         assert targets <= {text.get_text() for text in axes.texts}
-    assert found.drawn(None).get_figheight() > 9, "a screen has room"
+    figure = found.plot(most=len(drawn))
+    assert figure.get_figheight() > 9, "who asks for more has it"
+    assert len(figure.axes[0].collections) == len(drawn)
 
 
 def test_a_narrow_picture_of_a_lens_tells_which_points_it_leaves_out() -> None:

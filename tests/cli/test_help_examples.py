@@ -1,14 +1,26 @@
-"""What `--help` gives as examples: each works, and with a file that cannot be written each is refused at once."""
+"""What `--help` and documents give as commands: each works, and what names a file that cannot be written is refused."""
 
 from __future__ import annotations
 
+import glob
 import json
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
 
-from tests.commands import commands, examples
+import pytest
+import torch
+
+import jetgraph as jg
+from jetgraph.loading import Loaded
+from tests.commands import commands, examples, succeed
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 BAD: Mapping[str, Mapping[str, str]] = {
     "--output": {"no/x.png": "the folder no does not exist", "x.nonsense": "names no format", "held.png": "a folder"},
@@ -67,3 +79,132 @@ def test_what_cannot_be_written_is_refused_before_anything_is_loaded(tmp_path: p
         line for line, (_, said) in zip(lines, asked, strict=True) if line[1] != 2 or said not in line[2] or line[3]
     ]
     assert not wrong, wrong[:3]
+
+
+TEXTS: Mapping[str, str] = {
+    **dict.fromkeys(("essay.txt", "corpus.txt", "other.txt"), "Return the value of the key, or raise an error. " * 30),
+    "words.txt": "the\nvalue\nerror\n",
+    "prompts.txt": "Raise Value\nReturn the\n",
+    "prompts.jsonl": '{"text": "Raise Value"}\n{"text": "Return the"}\n',
+    "prompt.txt": "Raise Value",
+    "clean.txt": "Raise Value\nRaise Type\n",
+    "corrupt.txt": "Raise Key\nRaise Name\n",
+    "tokens.txt": "Error\nError\n",
+}
+"""Files that examples name."""
+
+STAND_IN: Mapping[str, str] = {
+    **dict.fromkeys(("gpt2", "MODEL", "org/name", "meta-llama/Llama-3.1-405B"), "demo"),
+    "OTHER": "./gpt2-finetuned",
+    "datasets:allenai/c4": "corpus.txt",
+    "HEAD:6379": "auto",
+    " yes": "Error",
+}
+"""What is in the place of what is somebody's own, or large."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Folders of models, and the traces of all commands."""
+    folder = tmp_path_factory.mktemp("models")
+    loaded = jg.load_model("demo")
+    torch.manual_seed(0)
+    for name in ("run/checkpoint-1", "run/checkpoint-2", "gpt2-finetuned"):
+        with torch.no_grad():
+            for parameter in loaded.model.parameters():
+                parameter.mul_(1 + 0.05 * torch.randn_like(parameter))
+        loaded.model.save_pretrained(folder / name)
+        loaded.tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def place(models: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A folder that has all that examples name, in which commands run."""
+    for name, text in TEXTS.items():
+        (tmp_path / name).write_text(text)
+    for name in ("run", "gpt2-finetuned"):
+        (tmp_path / name).symlink_to(models / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JETGRAPH_CACHE", str(models / "cache"))
+
+    def trace(loaded: Loaded, inputs: Any, **more: Any) -> jg.ResidualGraph:
+        key = loaded.name, loaded.meta, *sorted(inputs)
+        if key not in TRACED:
+            TRACED[key] = traced(loaded, inputs, **more)
+        return TRACED[key]
+
+    traced = Loaded.trace
+    monkeypatch.setattr(Loaded, "trace", trace)
+    return tmp_path
+
+
+TRACED: dict[tuple[object, ...], jg.ResidualGraph] = {}
+"""What commands have traced: each model once with inputs of these names, whose graph takes any prompt."""
+
+
+def _run(words: list[str]) -> None:
+    """Run a command, which ends without an error, says something and writes what it is to write."""
+    spread = [sorted(glob.glob(word)) if "/" in word and "*" in word else [] for word in words]
+    given = [STAND_IN.get(part, part) for word, files in zip(words, spread, strict=True) for part in files or [word]]
+    if "datasets:allenai/c4" in words:
+        at = given.index("--config")
+        del given[at : at + 2]
+    said = succeed(*given)
+    # What a shard has done is told on stderr.
+    assert said.strip() or "--shard" in given
+    assert "--json" not in given or json.loads(said)
+    for option, file in pairwise(given):
+        assert option not in ("-o", "--output", "--state", "--resume") or pathlib.Path(file).exists(), given
+
+
+BEFORE: Mapping[str, list[str]] = {
+    "transport merge": [
+        f"transport fit demo essay.txt --shard {shard}/2 -o {file}.safetensors"
+        for shard, file in enumerate(("one", "two"))
+    ],
+    "transport lens": ["transport fit demo essay.txt -o demo.safetensors"],
+    "transport compare": ["transport fit demo essay.txt -o demo.safetensors"],
+}
+"""Commands whose files others read."""
+
+
+@pytest.mark.parametrize("name", commands())
+def test_examples_of_help_work(name: str, place: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "cache clear":
+        monkeypatch.setenv("JETGRAPH_CACHE", str(place / "own"))
+    for line in BEFORE.get(name, ()):
+        _run(shlex.split(line))
+    found = examples(commands()[name])
+    assert found
+    for words in found:
+        _run(words)
+
+
+def _of_readme() -> list[str]:
+    """The commands that README lists, with what may be given to them, and without what is said of each."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    jetgraph (.*?)(?:   .*)?$", text, re.MULTILINE)
+    # Those of shards take several processes, and are run by the tests of these.
+    return [line.replace("[", "").replace("]", "") for line in lines if not re.search(r"run-\*|--engine", line)]
+
+
+def test_readme_lists_commands() -> None:
+    assert {line.split()[0] for line in _of_readme()} >= {"attribute", "diff", "inspect", "expand", "report", "ablate"}
+
+
+@pytest.mark.parametrize("line", [line for line in _of_readme() if line != "demo"])
+def test_commands_of_readme_work(line: str, place: pathlib.Path) -> None:
+    _run(shlex.split(line))
+
+
+def test_readme_shows_what_inspect_prints(place: pathlib.Path) -> None:
+    """To the letter, but for the time that it took."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    ((command, shown),) = re.findall(r"^```text\n\$ jetgraph (.*?)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    printed = succeed(*shlex.split(command))
+
+    def lines(text: str) -> list[str]:
+        return [line.rstrip() for line in text.strip().splitlines() if line.strip() and not line.startswith("time")]
+
+    assert lines(printed) == lines(shown)

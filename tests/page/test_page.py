@@ -189,6 +189,27 @@ def test_a_lens_of_several_orders_lets_choose(opened: Any, tmp_path: Path) -> No
     again.page.close()
 
 
+def test_letters_on_cells_can_be_read_when_a_high_page_opens(opened: Any, tmp_path: Path) -> None:
+    """Of sixty points of the stream those at its end come first, in letters of 10 pixels where there is room."""
+    rows = [(point, position) for point in range(61) for position in range(5)]
+    columns = {
+        "point": [f"h{point}" for point, _ in rows],
+        "position": [position for _, position in rows],
+        "token": [f"t{position}" for _, position in rows],
+        "kl": [61.0 - point for point, _ in rows],
+    }
+    dag = cell_graph(columns, title="a lens", keep=lambda _: True, row=("point",), value="kl", strong="low")
+    for size, least in ((1300, 0.999), (390, 0.4)):
+        tab = Tab(opened, written(dag, tmp_path), viewport={"width": size, "height": 900})
+        assert tab.run("jetgraph.drawing.cy.zoom()") >= least
+        box = tab.run(
+            "(() => { const b = jetgraph.drawing.cy.elements().renderedBoundingBox(); return [b.x1, b.x2, b.y1]; })()"
+        )
+        assert 0 <= box[0] < box[1] <= size
+        assert 0 <= box[2] < 100, "from above"
+        tab.page.close()
+
+
 def test_cytoscape_opens_what_is_written_for_it(opened: Any, tmp_path: Path) -> None:
     dag = tokens()
     text = jg.write_graph(dag, tmp_path / "a.cytoscape.json").read_text(encoding="utf-8")
@@ -214,12 +235,13 @@ def test_tables_are_sorted_and_filtered(opened: Any, tmp_path: Path) -> None:
         "paths": [str(2 ** (10 * row)) for row in range(number)],
     }
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'
-    text = table_page(HOSTILE[0], columns, svg)
+    text = table_page(HOSTILE[0], columns, svg, note=HOSTILE[1])
     assert "unsafe" not in text
     (tmp_path / "page.html").write_text(text, encoding="utf-8")
     tab = Tab(opened, tmp_path / "page.html", viewport={"width": 390, "height": 700})
     assert tab.text("#title") == HOSTILE[0]
-    assert tab.run("document.querySelector('img').naturalWidth") == 9
+    assert tab.run("document.querySelector('#figure img').naturalWidth") == 9
+    assert tab.text("#note") == HOSTILE[1]
     tab.page.click("text=value")
     first = tab.run("document.querySelector('tbody td').textContent")
     assert first == HOSTILE[-1], "the largest number first"

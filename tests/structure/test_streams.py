@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,6 +87,77 @@ def test_positions_have_one_name_whatever_they_are_counted_by() -> None:
         expected = ["embed", "position_embeddings", "token_type_embeddings"] if "bert" in name else ["embed", "pos"]
         assert [alias for alias, _ in one][: len(expected)] == expected
         assert "pos" in one[1][1] or one[1][1] == "wpe"
+
+
+class Affine(nn.Module):
+    """A factor and a constant of each channel, as a frozen batch norm (DETR) has them, ActNorm, or an affine layer."""
+
+    def __init__(self, width: int, dims: int, shifted_first: bool) -> None:
+        super().__init__()
+        self.shape = (1, width, *[1] * dims) if dims else (1, 1, width)
+        self.scale, self.shift = nn.Parameter(torch.rand(width) + 0.5), nn.Parameter(torch.randn(width))
+        self.shifted_first = shifted_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.scale.reshape(self.shape), self.shift.reshape(self.shape)
+        return (x + shift) * scale if self.shifted_first else x * scale + shift
+
+
+class Stem(nn.Module):
+    """Images, a sound or tokens, through a layer and a norm, and two blocks, of which the second has another width."""
+
+    def __init__(self, dims: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        layer: Any = {0: nn.Linear, 1: partial(nn.Conv1d, kernel_size=1), 2: partial(nn.Conv2d, kernel_size=1)}[dims]
+        self.first, self.norms = layer(3, 4, bias=False), nn.ModuleList(map(norm, (4, 4, 6, 6)))
+        self.layers = nn.ModuleList(layer(*sizes, bias=False) for sizes in ((4, 4), (4, 6), (4, 6)))
+        self.head = nn.Linear(6, 3)
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.norms[0](self.first(x)))
+        h = h + torch.tanh(self.norms[1](self.layers[0](h)))
+        h = self.norms[2](self.layers[1](h)) + torch.tanh(self.norms[3](self.layers[2](h)))
+        return self.head(h.flatten(2).mean(2) if self.dims else h)
+
+
+@pytest.mark.parametrize(("dims", "shifted_first"), [(2, False), (2, True), (1, False), (0, False)])
+@torch.no_grad()
+def test_a_constant_of_each_channel_is_no_position(dims: int, shifted_first: bool) -> None:
+    """Written out by the model it is a part of the layer, as in an operator: the same sources, joins and terms."""
+    torch.manual_seed(0)
+    shape = (2, 5, 3) if dims == 0 else (2, 3, *[4] * dims)
+    x, other = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    own: Callable[[int], nn.Module] = {0: lambda n: nn.Linear(n, n), 1: nn.BatchNorm1d, 2: nn.BatchNorm2d}[dims]
+    told = []
+    for norm in (lambda width: Affine(width, dims, shifted_first), own):
+        model = Stem(dims, norm).eval().double()
+        graph = jg.trace(model, x, dynamic=False)
+        outline = graph.outline
+        assert [source.kind for source in outline.sources] == ["embed"]
+        told.append([(join.kind, [branch.alias for branch in join.branches]) for join in graph.joins])
+        told[-1].append(jg.expand(graph, recipe="frozen").count())
+        assert check_values(subject(graph, {"x": x}, {"x": other}, torch.float64)) >= 9
+        frozen = jg.compile(jg.expand(graph, recipe="frozen"))(x=x)
+        assert distance(frozen.total, model(x)) < EXACT
+    assert told[0] == told[1]
+
+
+@torch.no_grad()
+def test_a_table_of_positions_is_a_source_and_so_is_a_token_of_its_own() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+            self.token, self.places = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 6, 4))
+            self.mlp = PreNorm(4).mlp
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.cat((self.token.expand(len(x), -1, -1), self.first(x)), 1) + self.places
+            return self.head(h + self.mlp(h))
+
+    graph = jg.trace(Tokens().eval(), torch.randn(2, 5, 3), dynamic=False)
+    assert [source.kind for source in graph.outline.sources].count("pos") == 2
 
 
 class Reader(nn.Module):

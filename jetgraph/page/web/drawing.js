@@ -2,8 +2,8 @@ import { largestOf } from "./quotient.js";
 
 /** The graph on its canvas: what `quotient` and `threshold` leave, at the places that came with it. */
 
-/** A zoom at which what is written on nodes can be read. */
-const LEGIBLE = 0.72;
+/** By kind of graph, a zoom at which what is written on nodes can be read; on cells it is all that there is. */
+const LEGIBLE = { tokens: 0.72, cells: 1 };
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -175,7 +175,7 @@ export function makeDrawing(cytoscape, container, graph, on) {
       cy.resize();
       again?.();
     },
-    open() { this.fit(graph.kind === "paths" ? 0 : LEGIBLE); },
+    open() { this.fit(LEGIBLE[graph.kind]); },
     centre(node) {
       const element = cy.getElementById(node.name);
       if (element.nonempty()) cy.animate({ center: { eles: element }, duration: 150 });

@@ -54,6 +54,7 @@ async function openTable() {
   const kind = (column) => (data.columns[column].some((cell) => rank(cell) === 0) && !data.columns[column].some((cell) => rank(cell) === 1) ? { class: "number" } : {});
   part("names").append(...data.names.map((name, column) => make("th", { scope: "col", ...kind(column) }, make("button", { type: "button", onclick: () => sort(column) }, name))));
   if (data.figure) part("figure").append(make("img", { src: data.figure, alt: `Figure: ${data.title}` }));
+  part("note").textContent = data.note;
   part("search").addEventListener("input", update);
   part("theme").addEventListener("click", () => {
     const root = document.documentElement.dataset;
