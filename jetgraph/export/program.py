@@ -15,7 +15,6 @@ import torch
 import torch._prims_common
 from torch import SymInt, Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.export._trace import _export
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -73,6 +72,9 @@ def export_program(
     """
 
     def export() -> Exported:
+        # The exporter takes a third of all imports, and a graph that is there needs none.
+        from torch.export._trace import _export
+
         with bounded_questions(), without_what_others_need(module, open_sizes=shapes is not None):
             if derived:
                 with own_derivatives(module), sdpa_kernel(SDPBackend.MATH):
