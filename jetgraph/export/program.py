@@ -71,10 +71,10 @@ def export_program(
         too, and attention as the products that it is defined by, of which there are derivatives.
     """
 
-    def export() -> Exported:
-        # The exporter takes a third of all imports, and a graph that is there needs none.
-        from torch.export._trace import _export
+    # Before anything is exchanged in torch, of which a module that is imported would keep what stands there meanwhile.
+    from torch.export._trace import _export
 
+    def export() -> Exported:
         with bounded_questions(), without_what_others_need(module, open_sizes=shapes is not None):
             if derived:
                 with own_derivatives(module), sdpa_kernel(SDPBackend.MATH):
