@@ -215,7 +215,9 @@ def test_what_is_to_be_said_of_a_checkpoint_is_said_each_time(folder: pathlib.Pa
     assert len(loads) == 2
 
 
-def test_a_second_command_imports_no_model(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_command_imports_no_model_and_no_compiler(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # What other tests have imported may have brought packages of its own, as Ray does, which no command would see.
     paths = subprocess.run(
         [sys.executable, "-c", "import sys; print(sys.path)"], capture_output=True, text=True, check=True
@@ -225,13 +227,14 @@ def test_a_second_command_imports_no_model(folder: pathlib.Path, monkeypatch: py
         _, graph = look(folder)
     code = (
         "import sys; from jetgraph.loading import known; known._BEGUN += 10**12; from jetgraph.cli import app\n"
-        "app(sys.argv[1:], prog_name='jetgraph', standalone_mode=False); print('transformers' in sys.modules)"
+        "app(sys.argv[1:], prog_name='jetgraph', standalone_mode=False); "
+        "print('transformers' in sys.modules, 'torch._dynamo' in sys.modules)"
     )
     command = [sys.executable, "-c", code, "inspect", str(folder), "--json"]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     text, _, imported = found.rstrip().rpartition("\n")
     told = json.loads(text)
-    assert imported == "False"
+    assert imported == "False False"
     assert told["class"] == "LlamaForCausalLM"
     assert told["parameters"] == sum(p.numel() for p in transformers.LlamaForCausalLM(LLAMA).parameters())
     assert graph.check is not None

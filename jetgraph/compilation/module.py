@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import html
 import math
 import warnings
@@ -128,8 +129,16 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 def _as_it_is(method: _Method) -> _Method:
     """Reading a graph is no work for a compiler: inside `torch.compile` it is called as it is."""
-    called: Any = torch.compiler.disable(method)
-    return called
+
+    @functools.wraps(method)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        # Asked for there alone: the compiler takes longer to import than all else.
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(method)(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    untyped: Any = called
+    return untyped
 
 
 class PathModule(nn.Module):

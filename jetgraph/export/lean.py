@@ -15,7 +15,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch._dynamo.config
 from torch import fx, nn
 from torch.fx.experimental import proxy_tensor
 
@@ -27,6 +26,9 @@ same on every machine."""
 @contextlib.contextmanager
 def without_what_others_need(module: nn.Module, open_sizes: bool) -> Iterator[None]:
     """`torch.export` without that; for use within `alone`. A version of torch that has not these does as it does."""
+    # Imported with the exporter, and no sooner.
+    import torch._dynamo.config
+
     with contextlib.ExitStack() as stack:
         alike = sum(1 for _ in module.modules()) > MANY
         if open_sizes and not alike and hasattr(torch._dynamo.config, "fake_tensor_cache_enabled"):

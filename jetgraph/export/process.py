@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -48,6 +49,8 @@ def alone() -> Iterator[None]:
 @contextmanager
 def torch_silent() -> Iterator[None]:
     """Keep what torch warns of, logs and prints about an export from being shown; for use within `alone`."""
+    # With the exporter come its loggers. It takes a third of all imports, and a graph that is there needs none.
+    importlib.import_module("torch.export._trace")
     loggers = [
         logger
         for name, logger in list(logging.root.manager.loggerDict.items())

@@ -15,7 +15,6 @@ import torch
 import torch._prims_common
 from torch import SymInt, Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.export._trace import _export
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -71,6 +70,9 @@ def export_program(
         Write out what computes the derivatives that the module's code takes; composite operators are then written out
         too, and attention as the products that it is defined by, of which there are derivatives.
     """
+
+    # Before anything is exchanged in torch, of which a module that is imported would keep what stands there meanwhile.
+    from torch.export._trace import _export
 
     def export() -> Exported:
         with bounded_questions(), without_what_others_need(module, open_sizes=shapes is not None):

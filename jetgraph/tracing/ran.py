@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo import eval_frame
 
 from jetgraph.tracing.facts import EVERYTHING, Asked, described, has_run, moved
 
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
-_COMPILED = eval_frame.__file__
+_COMPILED = os.path.join(os.path.dirname(torch.__file__), "_dynamo", "eval_frame.py")
 
 
 class Ran:
