@@ -113,6 +113,18 @@ def test_lines_on_a_sample_of_contexts_run_as_they_stand(monkeypatch: pytest.Mon
     assert [row[:2] for row in known.tables[-1].rows] == list(zip(columns["token"], columns["next"], strict=True))
 
 
+@torch.no_grad()
+def test_next_tokens_that_are_nearly_certain_have_bars() -> None:
+    """Which a bound such as `>0.9999` has not."""
+    loaded = jg.load_model("demo")
+    loaded.model.transformer.ln_f.weight *= 10.0
+    sharp = jg.report(loaded.trace(loaded.inputs()), PROMPT, tokenizer=loaded.tokenizer)
+    tables = found(sharp, "What the weights know without context").tables
+    pairs = [pair for table in tables for pair in zip((row[2] for row in table.rows), table.bars, strict=True)]
+    assert any(text.startswith(">") and 0.9999 < size < 1 for text, size in pairs)
+    assert all(abs(float(text.strip("<>")) - size) <= 0.0005 for text, size in pairs)
+
+
 def test_a_model_without_a_name_is_told_in_python(traced: tuple[jg.ResidualGraph, Any]) -> None:
     graph, tokenizer = traced
     report = jg.report(graph, [torch.tensor([tokenizer.encode(PROMPT)])])
