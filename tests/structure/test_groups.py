@@ -42,3 +42,35 @@ def test_a_stream_that_is_given_what_another_one_has_made_by_then() -> None:
     assert [join.kind for join in graph.stream.joins] == ["identity", "projection"] * 3
     assert not any(join.injections for join in graph.stream.joins)
     assert check_values(subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)) >= 18
+
+
+class Begun(nn.Module):
+    """What a layer has inside goes on as a stream that reads the one of the layer, which reads nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.into, self.out, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(12, 3)
+        self.layers = nn.ModuleList(PreNorm(6).mlp for _ in range(3))
+        self.others = nn.ModuleList(PreNorm(6).mlp for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.start(x)
+        inner = torch.tanh(self.into(h))
+        h = h + self.out(inner)
+        for layer, other in zip(self.layers, self.others, strict=True):
+            inner = inner + other(torch.tanh(inner) * h)
+            h = h + layer(h)
+        return self.head(torch.tanh(torch.cat([h, inner], -1)))
+
+
+def test_a_stream_that_begins_in_a_branch() -> None:
+    """It is put beside the stream where it begins, and both are one from there on."""
+    torch.manual_seed(0)
+    net, x = Begun().eval().double(), torch.randn(2, 3, 4, dtype=torch.float64)
+    graph = jg.trace(net, x, dynamic=False)
+    assert len(graph.streams) == 1
+    assert [join.kind for join in graph.stream.joins] == ["identity", "concat"] + ["identity"] * 6
+    assert [branch.name for join in graph.stream.joins for branch in join.branches][2:] == [
+        f"{kind}.{at}" for at in range(3) for kind in ("others", "layers")
+    ]
+    assert check_values(subject(graph, {"x": x}, {"x": x.flip(0)}, torch.float64)) >= 24
