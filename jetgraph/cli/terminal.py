@@ -297,7 +297,9 @@ def _show(result: Result, rows: int, columns: Sequence[str] | None, note: str) -
     if len(result) > len(some):
         more = "--rows prints more, " if len(order) > len(some) else ""
         last = "the last " if shown.end and more else ""
-        told = f"{last}{len(some)} of {amount(len(result), 'row')}; {more}--output writes all"
+        # Of rows that stand here, such as those of one position, where --rows prints more of them.
+        number, every = (len(order), f" {len(result):,}") if more and len(order) < len(result) else (len(result), "")
+        told = f"{last}{len(some)} of {amount(number, 'row')}; {more}--output writes all{every}"
         console().print(Text(told, style="dim"))
 
 
