@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from jetgraph.errors import FileError, InputError, amount
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import absent, is_file
 from jetgraph.files.writing import read_text as read_text_of
-from jetgraph.numbers import rounded
+from jetgraph.numbers import NUMBER, rounded
 from jetgraph.views.picture import PICTURES
 
 if TYPE_CHECKING:
@@ -43,8 +42,6 @@ NARROWEST = 18
 
 GAP = 2
 """Letters between columns."""
-
-_NUMBER = re.compile(r"(2\^\d+ )?(≈ )?[-+]?(1-)?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
 
 
 # Loading
@@ -395,7 +392,7 @@ class _Column:
     def counts(self) -> bool:
         """It is one of numbers."""
         filled = [cell for cell in self.cells if cell]
-        return bool(filled) and all(map(_NUMBER.fullmatch, filled))
+        return bool(filled) and all(map(NUMBER.fullmatch, filled))
 
     @property
     def least(self) -> int:

@@ -80,14 +80,12 @@ def bigrams(subject: Subject, origin: Origin) -> Section | None:
     for path in dict.fromkeys((DIRECT, *chosen)):
         asked: dict[str, Any] = {"path": path, "top": TOP, "scores": "pmi", "identity": False}
         columns = ngrams(graph, first=rows, tokenizer=subject.tokenizer, **asked).columns()
-        cells = zip(columns["token"], columns["next"], columns["probability"], columns["pmi"], strict=True)
-        told = tuple(
-            (str(token), str(following), fixed(float(str(p))), f"{pmi:.3f}") for token, following, p, pmi in cells
-        )
+        # Information is at its most in each row; how probable it is tells rows apart.
+        bars = tuple(float(str(p)) for p in columns["probability"])
+        cells = zip(columns["token"], columns["next"], bars, columns["pmi"], strict=True)
+        told = tuple((str(token), str(following), fixed(p), f"{pmi:.3f}") for token, following, p, pmi in cells)
         if not told:
             continue
-        # Information is at its most in each row; how probable it is tells rows apart.
-        bars = tuple(float(row[2]) for row in told)
         tables.append(Table(("token", "next", "probability", "pmi"), told, bars=bars, caption=path))
         arguments = asked | ({} if rows is None else {"first": Name("rows")})
         options = ("--path", path, "--top", TOP, "--scores", "pmi", "--no-identity")
