@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+NUMBER = re.compile(r"[<>]?(2\^\d+ )?(≈ )?[-+−]?(1-)?([\d.,]+(e[-+]?\d+)?|inf|nan)\s?%?")
+"""A number as it is said for people, counts (`jetgraph.errors.big`) among them: columns of such are flush right."""
+
 ROUNDING = 1e-12
 """How far below 1 a number is that is 1 but for the rounding of float64."""
 

@@ -7,7 +7,12 @@ import random
 
 import pytest
 
-from jetgraph.numbers import fixed, percent, rounded
+import jetgraph as jg
+from jetgraph.applications.subject import subject
+from jetgraph.errors import big
+from jetgraph.numbers import NUMBER, fixed, percent, rounded
+from jetgraph.reporting import models
+from jetgraph.reporting.again import Origin
 from tests.test_house import MODULES, parsed
 
 
@@ -39,6 +44,24 @@ def test_a_number_below_1_is_not_1(digits: int) -> None:
         assert text != "1"
         said = float(text[2:]) if text.startswith("1-") else 1 - float(text)
         assert abs(said - short) <= max(0.06 * short, 10.0**-digits)
+
+
+def test_what_is_said_is_read_as_a_number() -> None:
+    """So that columns of it stand flush right, in the terminal and in reports."""
+    said = [fixed(3e-7), fixed(1 - 3e-7), percent(1 - 3e-7), rounded(1 - 3e-7), big(48), big(2**60), big(3**80), "−7 %"]
+    assert all(NUMBER.fullmatch(one) for one in said)
+    assert not any(NUMBER.fullmatch(one) for one in ("a", "L0", "<a>", "> 0.1 b", ""))
+
+
+def test_bars_of_a_report_are_of_the_numbers_and_not_of_what_is_said_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`>0.9999` is no number."""
+    loaded = jg.load_model("demo")
+    monkeypatch.setattr(models, "fixed", lambda share: ">0.9999")
+    one = subject(loaded.trace(loaded.inputs()), None, loaded.tokenizer)
+    section = models.bigrams(one, Origin.of("demo"))
+    assert section is not None
+    assert {row[2] for table in section.tables for row in table.rows} == {">0.9999"}
+    assert all(0 < bar <= 1 for table in section.tables for bar in table.bars)
 
 
 def test_shares_are_said_in_one_place() -> None:

@@ -473,7 +473,10 @@ def _evaluate(
     console.print()
     console.print(Text(_given(terms)))
     if terms.alone:
-        cells = [(term.path, *map(fixed, (term.cosine, term.kl, term.remainder)), term.says) for term in terms.terms]
+        cells = [
+            (term.path, fixed(term.cosine), f"{term.kl:.3f}", f"{term.remainder:.3f}", term.says)
+            for term in terms.terms
+        ]
         console.print(Text("each chain of sites is an expansion of its own; its orders are summed up to the one named"))
         console.print(terminal.Columns(("path", "cosine", "KL", "rest", "says"), cells[:rows]))
         return terms

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from jetgraph.errors import FileError, InputError, amount
 from jetgraph.files.targets import check_target
 from jetgraph.files.writing import absent, is_file
 from jetgraph.files.writing import read_text as read_text_of
-from jetgraph.numbers import rounded
+from jetgraph.numbers import NUMBER, rounded
 from jetgraph.views.picture import PICTURES
 
 if TYPE_CHECKING:
@@ -43,8 +42,6 @@ NARROWEST = 18
 
 GAP = 2
 """Letters between columns."""
-
-_NUMBER = re.compile(r"(2\^\d+ )?(≈ )?[-+]?(1-)?([\d.,]+(e[-+]?\d+)?|inf|nan)%?")
 
 
 # Loading
@@ -297,7 +294,9 @@ def _show(result: Result, rows: int, columns: Sequence[str] | None, note: str) -
     if len(result) > len(some):
         more = "--rows prints more, " if len(order) > len(some) else ""
         last = "the last " if shown.end and more else ""
-        told = f"{last}{len(some)} of {amount(len(result), 'row')}; {more}--output writes all"
+        # Of rows that stand here, such as those of one position, where --rows prints more of them.
+        number, every = (len(order), f" {len(result):,}") if more and len(order) < len(result) else (len(result), "")
+        told = f"{last}{len(some)} of {amount(number, 'row')}; {more}--output writes all{every}"
         console().print(Text(told, style="dim"))
 
 
@@ -393,7 +392,7 @@ class _Column:
     def counts(self) -> bool:
         """It is one of numbers."""
         filled = [cell for cell in self.cells if cell]
-        return bool(filled) and all(map(_NUMBER.fullmatch, filled))
+        return bool(filled) and all(map(NUMBER.fullmatch, filled))
 
     @property
     def least(self) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from jetgraph.numbers import NUMBER
 from jetgraph.page.building import still_page
 from jetgraph.views.report import Grid, Section, Table
 
@@ -16,8 +16,6 @@ BAR = 140
 
 LEVELS = 8
 """Depths of a colour."""
-
-_NUMBER = re.compile(r"[-+−]?([\d.,]+(e[-+]?\d+)?|inf|nan)\s?%?")
 
 
 def document(title: str, about: str, sections: Iterable[Section]) -> str:
@@ -100,7 +98,7 @@ def _wide(caption: str, inside: Element) -> Element:
 
 def _table(table: Table) -> Element:
     numbers = [
-        bool(cells) and all(_NUMBER.fullmatch(cell) for cell in cells)
+        bool(cells) and all(NUMBER.fullmatch(cell) for cell in cells)
         for cells in ([row[place] for row in table.rows if row[place]] for place in range(len(table.columns)))
     ]
     kinds = [{"kind": "number"} if number else {} for number in numbers]

@@ -169,6 +169,9 @@ def test_evaluate_lens(tmp_path):
     # Of more points than there is room for, the end of the stream, and that there are others.
     assert re.findall(r"^h\d", auto, re.MULTILINE) == ["h8"]
     assert "the last 1 of 2 rows; --rows prints more" in auto
+    # Of the last position there are nine, and of all seven positions 63.
+    lens = succeed("lens", "demo", "Raise Value", "--rows", "3")
+    assert "the last 3 of 9 rows; --rows prints more, --output writes all 63" in lens
     end = re.search(r"h8\s+L3\.mlp\s+inf\s+(\S+)±\S+\s+(\S+)±", text)
     assert end is not None
     assert float(end[1]) == pytest.approx(0, abs=1e-5)
