@@ -197,7 +197,7 @@ def _described(
     epilog="[bold]Examples[/bold]\n\n  jetgraph expand demo --order 1 --output dag.graphml\n\n"
     '  jetgraph expand demo --path "embed > ** > L1.mlp~1 > logits^0" -o paths.png\n\n'
     '  jetgraph expand demo --recipe beam --width 8 --order 2 --prompt "Return the"\n\n'
-    '  jetgraph expand demo --recipe components --order auto --weights optimal --prompt "Return"\n\n'
+    "  jetgraph expand demo --recipe components -k auto --weights optimal --prompt if\n\n"
     '  jetgraph expand demo --recipe lens --order 1 --prompt "Return the"\n\n'
     '  jetgraph expand demo --recipe components --split heads --prompt "Return the"'
 )
