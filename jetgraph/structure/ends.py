@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import fx
 
@@ -148,7 +148,18 @@ def adds_positions(flow: Dataflow, node: fx.Node) -> list[fx.Node]:
     others = [arg for arg in nodes_in(node.args) if arg not in flow and len(arg.meta.get("shape", ())) > 1]
     if packet_of(node) is aten.cat:
         return others
-    return [arg for arg in others if sum(size != 1 for size in arg.meta["shape"]) > 1]
+    return [arg for arg in others if not _is_alike(arg.meta["shape"], node.meta["shape"])]
+
+
+def _is_alike(constant: Sequence[int | str], shape: Sequence[int | str]) -> bool:
+    """A constant varies along one dimension, and is repeated along others, if an example has any that could tell.
+
+    A table [position, 1] of a stream of width 1 is not: it is another number for each entry of an example.
+    """
+    sizes = [*[1] * (len(shape) - len(constant)), *constant]
+    varying = {dim for dim, size in enumerate(sizes) if size != 1}
+    rest = [size for dim, size in enumerate(shape) if dim and dim not in varying]
+    return len(varying) <= 1 and (not rest or any(size != 1 for size in rest))
 
 
 def _splits(flow: Dataflow, node: fx.Node) -> bool:
