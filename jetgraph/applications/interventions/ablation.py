@@ -46,7 +46,7 @@ Each = TypeVar("Each")
 PATH_BUDGET = 10_000
 """How many paths are ablated one by one."""
 
-WORKED_ON = 2**22
+WORKED_ON = 2**21
 """Bytes of logits in float64 that are taken off the output or measured at once, beside those that are returned."""
 
 WORKED_ON_LAUNCHED = 2**28
@@ -276,7 +276,7 @@ def ablate(
     split
         Branches to cut first, as in `jetgraph.expand`; `heads` to scan attention heads.
     memory
-        Bytes that ablations which go through the network side by side may take; unless given 8 MiB on a CPU, and a
+        Bytes that ablations which go through the network side by side may take; unless given 16 MiB on a CPU, and a
         quarter of what is free on an accelerator. Where elements of a batch see each other, or the trace holds their
         number, they go one by one.
 

@@ -39,7 +39,7 @@ SIDE_BY_SIDE, LAUNCHED_TOGETHER = 64, 256
 """Copies that go together at most, and on an accelerator: more are hardly faster, take memory, and leave nothing told
 of how far they have come."""
 
-HELD_SIDE_BY_SIDE = 2**23
+HELD_SIDE_BY_SIDE = 2**24
 """Bytes of copies that go together on a CPU where nobody says: there more are hardly faster as well, and they would be
 most of what an ablation of many components needs."""
 
